@@ -1,0 +1,12 @@
+//! vmalab core.
+pub mod addr;
+pub mod fault;
+pub mod lock;
+pub mod mm;
+pub mod mmu;
+pub mod pager;
+pub mod rcu;
+pub mod stats;
+pub mod sync;
+pub mod thread;
+pub use nix::errno::Errno;

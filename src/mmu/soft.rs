@@ -1,0 +1,1 @@
+//! [`SoftMmu`]: page tables as an array of page states.

@@ -1,0 +1,573 @@
+//! RCU: read sections that cost two plain stores, and grace periods that wait
+//! for them.
+//!
+//! # Protocol
+//!
+//! A **read section** publishes, in the thread's own word, the number of the
+//! grace period it began in; leaving clears the word. Neither allocates,
+//! frees, blocks or runs deferred work, and both may happen in a signal
+//! handler, also one that interrupted another section of the same thread.
+//!
+//! A **grace period** number `n` starts by raising `STARTED` to `n`, issues
+//! one *heavy barrier* (`membarrier(2)`, which makes every running thread of
+//! the process execute a full fence) and ends when every thread's word has
+//! been seen idle or holding a number `>= n`. Then:
+//!
+//! - a section whose word was stored before the heavy barrier is seen, and
+//!   waited for;
+//! - a section whose word was stored after it makes its loads after it, too,
+//!   so it cannot find what was unlinked before the grace period started. The
+//!   compiler fence in `enter` keeps the order that the barrier relies on.
+//!
+//! An object **retired** while `STARTED` is `s` is freed once `COMPLETED`
+//! reaches `s + 1`: grace period `s` may have started before the object was
+//! unlinked, the next one cannot have.
+//!
+//! Where `membarrier` is missing, sections pay a full fence of their own.
+//!
+//! Threads without a slot ([`crate::thread`]) enter through a pair of shared
+//! counters, as in SRCU: the section adds itself to the counter that `PHASE`
+//! selects; a grace period flips `PHASE` and waits for the other counter to
+//! reach zero, twice, so that it has seen both at zero while new sections
+//! always had somewhere else to go.
+//!
+//! # Two domains
+//!
+//! [`READERS`] protects tree nodes and slab pages; its sections are short and
+//! never wait. [`FAULTS`] spans a whole fault, which may sleep for the mmap
+//! lock; only the teardown of an address space waits for it, holding no lock.
+//! They must be two: a mutator that holds the mmap lock may have to wait for
+//! `READERS`.
+//!
+//! # Deferred work
+//!
+//! [`defer`] queues on the calling mutator's slot. Every [`BATCH`] items the
+//! mutator pushes the grace periods along and frees what is due; at
+//! [`BACKLOG_MAX`] it waits. Sections never run it.
+
+use crate::sync::{AtomicBool, AtomicU64, Backoff, Mutex, Ordering, compiler_fence, fence};
+use crate::thread::{self, SLOTS};
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::Once;
+
+/// Deferred items on one slot before the mutator looks for a grace period.
+pub const BATCH: usize = 1024;
+/// Deferred items on one slot at which the mutator waits for a grace period.
+pub const BACKLOG_MAX: usize = 8192;
+
+/// Sections nested deeper than this panic: the depth has 16 bits.
+const NEST_BITS: u32 = 16;
+const NEST_MASK: u64 = (1 << NEST_BITS) - 1;
+
+/// The two words of a thread slot, one for each domain.
+pub(crate) struct ThreadWords {
+    /// Bits 0..16: nesting depth, 0 = outside any section. Bits 16..64: the
+    /// grace period number (modulo 2^48) read when the outermost section began.
+    word: [AtomicU64; 2],
+}
+
+impl ThreadWords {
+    pub(crate) const fn new() -> ThreadWords {
+        ThreadWords { word: [const { AtomicU64::new(0) }; 2] }
+    }
+
+    /// # Panics
+    /// If the owner is inside a section.
+    pub(crate) fn assert_idle(&self) {
+        for word in &self.word {
+            assert_eq!(word.load(Ordering::Relaxed) & NEST_MASK, 0, "thread exits inside an RCU section");
+        }
+    }
+}
+
+/// One kind of read section with its grace periods.
+pub struct Domain {
+    index: usize,
+    /// Grace periods started. Begins at 1, so that 0 is never a section's number.
+    started: AtomicU64,
+    /// Grace periods finished; at most `started`.
+    completed: AtomicU64,
+    /// Sections of threads without a slot, by phase.
+    shared: [AtomicU64; 2],
+    phase: AtomicU64,
+    /// The grace period in progress; only its holder moves it on.
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    /// Number of the grace period in progress, or 0.
+    target: u64,
+    /// Slots below this have been seen past the target.
+    slots_seen: usize,
+    /// Flips of `phase` done, and whether the last one's counter was seen at zero.
+    flips: u32,
+    drained: bool,
+}
+
+/// Short sections: tree walks, lock attempts. Never held across a wait.
+pub static READERS: Domain = Domain::new(0);
+/// A whole fault. Waited for only when an address space is torn down.
+pub static FAULTS: Domain = Domain::new(1);
+
+/// A read section of one [`Domain`]; ends when dropped, on the same thread.
+#[must_use = "the section ends when the guard is dropped"]
+pub struct ReadGuard {
+    domain: &'static Domain,
+    /// Which shared counter was raised, for a thread without a slot.
+    shared_phase: Option<u8>,
+    _not_send: PhantomData<*const ()>,
+}
+
+/// Enters a section of [`READERS`] (`rcu_read_lock`). Async-signal-safe.
+#[inline]
+pub fn read() -> ReadGuard {
+    READERS.enter()
+}
+
+impl Drop for ReadGuard {
+    #[inline]
+    fn drop(&mut self) {
+        match self.shared_phase {
+            // The thread had a slot when it entered, and cannot have lost it:
+            // `Lease::drop` asserts that no section is open.
+            None => {
+                let slot = thread::current().expect("slot kept while in a section");
+                let word = &slot.rcu.word[self.domain.index];
+                // Release: pairs with the Acquire in `advance`: what the section
+                // read is read before anybody frees it.
+                word.store(word.load(Ordering::Relaxed) - 1, Ordering::Release);
+            }
+            Some(phase) => {
+                // Release: as above.
+                self.domain.shared[phase as usize].fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Domain {
+    const fn new(index: usize) -> Domain {
+        Domain {
+            index,
+            started: AtomicU64::new(1),
+            completed: AtomicU64::new(1),
+            shared: [const { AtomicU64::new(0) }; 2],
+            phase: AtomicU64::new(0),
+            progress: Mutex::new(Progress { target: 0, slots_seen: 0, flips: 0, drained: false }),
+        }
+    }
+
+    /// Enters a read section. Async-signal-safe.
+    ///
+    /// # Panics
+    /// If sections nest deeper than 65 534.
+    #[inline]
+    pub fn enter(&'static self) -> ReadGuard {
+        let shared_phase = match thread::current() {
+            Some(slot) => {
+                let word = &slot.rcu.word[self.index];
+                let old = word.load(Ordering::Relaxed);
+                if old & NEST_MASK == 0 {
+                    // Acquire: pairs with the AcqRel in `start`: a section that
+                    // carries number n sees what was unlinked before n started.
+                    let number = self.started.load(Ordering::Acquire);
+                    // A signal handler that enters and leaves between the load
+                    // above and this store leaves the word as it was; the
+                    // number stored here is then older than need be, which
+                    // only makes a grace period wait for us.
+                    word.store(number << NEST_BITS | 1, Ordering::Relaxed);
+                    light_barrier();
+                } else {
+                    assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
+                    word.store(old + 1, Ordering::Relaxed);
+                }
+                None
+            }
+            None => Some(self.enter_shared()),
+        };
+        ReadGuard { domain: self, shared_phase, _not_send: PhantomData }
+    }
+
+    #[cold]
+    fn enter_shared(&self) -> u8 {
+        // Relaxed: either counter is right, see the module's documentation.
+        let phase = self.phase.load(Ordering::Relaxed) as u8 & 1;
+        // SeqCst: pairs with the SeqCst addition of 0 in `advance`. If ours is
+        // the later one it reads from that one's release sequence and sees what
+        // was unlinked before; if the earlier, the grace period sees it.
+        self.shared[phase as usize].fetch_add(1, Ordering::SeqCst);
+        phase
+    }
+
+    /// Starts a grace period unless one is in progress.
+    fn start(&self, progress: &mut Progress) {
+        if progress.target != 0 {
+            return;
+        }
+        // AcqRel: Release pairs with the Acquire in `enter`; everything unlinked
+        // by mutators whose stamps we saw happens before.
+        let target = self.started.fetch_add(1, Ordering::AcqRel) + 1;
+        heavy_barrier();
+        *progress = Progress { target, slots_seen: 0, flips: 0, drained: true };
+    }
+
+    /// Moves the grace period in progress as far as it will go without
+    /// waiting. Returns whether none is in progress any more.
+    fn advance(&self, progress: &mut Progress) -> bool {
+        if progress.target == 0 {
+            return true;
+        }
+        for slot in thread::all().skip(progress.slots_seen) {
+            // Acquire: pairs with the Release in `ReadGuard::drop`.
+            let word = slot.rcu.word[self.index].load(Ordering::Acquire);
+            if word & NEST_MASK != 0 && word >> NEST_BITS < progress.target {
+                return false;
+            }
+            progress.slots_seen += 1;
+        }
+        loop {
+            if !progress.drained {
+                let old = (self.phase.load(Ordering::Relaxed) & 1) ^ 1;
+                // SeqCst, and an addition of 0 rather than a load: pairs with
+                // the addition in `enter_shared`.
+                progress.drained = self.shared[old as usize].fetch_add(0, Ordering::SeqCst) == 0;
+                if !progress.drained {
+                    return false;
+                }
+            }
+            if progress.flips == 2 {
+                break;
+            }
+            self.phase.fetch_add(1, Ordering::SeqCst);
+            progress.flips += 1;
+            progress.drained = false;
+        }
+        // Release: pairs with the Acquire in `completed`: what the sections did
+        // happens before what is freed.
+        self.completed.store(progress.target, Ordering::Release);
+        progress.target = 0;
+        true
+    }
+
+    /// The stamp for an object unlinked before this call: it may be freed when
+    /// [`is_over`](Domain::is_over) says so.
+    pub fn stamp(&self) -> u64 {
+        // AcqRel, and an addition of 0 rather than a load: Release puts the
+        // unlinking store before the grace period that follows in this
+        // variable's order, whichever thread starts it (pairs with the AcqRel
+        // in `start`).
+        self.started.fetch_add(0, Ordering::AcqRel) + 1
+    }
+
+    /// Whether a grace period has passed since the stamp was taken.
+    pub fn is_over(&self, stamp: u64) -> bool {
+        // Acquire: pairs with the Release in `advance`.
+        self.completed.load(Ordering::Acquire) >= stamp
+    }
+
+    /// Starts and advances grace periods without waiting for any section.
+    fn push(&self, stamp: u64) {
+        if let Ok(mut progress) = self.progress.try_lock() {
+            while !self.is_over(stamp) {
+                self.start(&mut progress);
+                if !self.advance(&mut progress) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until every section that is open now has ended
+    /// (`synchronize_rcu`). Mutators only.
+    ///
+    /// # Panics
+    /// If the calling thread is inside a section of this domain.
+    pub fn synchronize(&'static self) {
+        if let Some(slot) = thread::current() {
+            let word = slot.rcu.word[self.index].load(Ordering::Relaxed);
+            assert_eq!(word & NEST_MASK, 0, "synchronize inside a section would wait for itself");
+        }
+        let stamp = self.stamp();
+        let backoff = Backoff::new();
+        while !self.is_over(stamp) {
+            self.push(stamp);
+            if self.is_over(stamp) {
+                break;
+            }
+            // A section is short, but its thread may be preempted: spin, yield,
+            // then sleep.
+            if backoff.is_completed() {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            } else {
+                backoff.snooze();
+            }
+        }
+    }
+
+    /// Grace periods completed since the process began.
+    pub fn grace_periods(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed) - 1
+    }
+}
+
+/// Waits for a grace period of [`READERS`].
+pub fn synchronize() {
+    READERS.synchronize();
+}
+
+/// Something to do after a grace period of [`READERS`].
+struct Deferred {
+    stamp: u64,
+    object: *mut (),
+    reclaim: unsafe fn(*mut ()),
+}
+
+// SAFETY: `defer`'s caller promises that `reclaim(object)` may run on any thread.
+unsafe impl Send for Deferred {}
+
+/// One queue for each slot and one for threads that have none.
+static QUEUES: [Mutex<VecDeque<Deferred>>; SLOTS + 1] = [const { Mutex::new(VecDeque::new()) }; SLOTS + 1];
+
+fn my_queue() -> &'static Mutex<VecDeque<Deferred>> {
+    thread::announce();
+    &QUEUES[thread::current().map_or(SLOTS, thread::Slot::index)]
+}
+
+/// Runs `reclaim(object)` after a grace period of [`READERS`] (`call_rcu`), on
+/// some mutator thread. Does not wait, unless [`BACKLOG_MAX`] items are queued.
+///
+/// Mutators only: it allocates, and `reclaim` of other objects may run inside.
+///
+/// # Safety
+/// `object` is unlinked: no section that begins after this call can reach it.
+/// `reclaim(object)` may run once, on any thread, and must not call `defer`
+/// or enter a section that outlives it. The caller is outside any section.
+pub unsafe fn defer(object: *mut (), reclaim: unsafe fn(*mut ())) {
+    // SAFETY: passed on from the caller.
+    unsafe { defer_all(std::iter::once(object), reclaim) }
+}
+
+/// [`defer`] for several objects at the price of one.
+///
+/// # Safety
+/// As [`defer`], for each object.
+pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe fn(*mut ())) {
+    let queue = my_queue();
+    let stamp = READERS.stamp();
+    let backlog = {
+        let mut queue = queue.lock().expect("deferred queue");
+        queue.extend(objects.map(|object| Deferred { stamp, object, reclaim }));
+        queue.len()
+    };
+    if backlog >= BATCH {
+        reclaim_due(queue, backlog);
+    }
+}
+
+#[cold]
+fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>, backlog: usize) {
+    // Aim at the oldest half: with a grace period in progress the newest items
+    // would need a second one.
+    let aim = |queue: &VecDeque<Deferred>| queue.get(queue.len() / 2).map_or(0, |d| d.stamp);
+    let stamp = aim(&queue.lock().expect("deferred queue"));
+    if !READERS.is_over(stamp) {
+        READERS.push(stamp);
+    }
+    if backlog >= BACKLOG_MAX {
+        READERS.synchronize();
+    }
+    run_due(queue);
+}
+
+/// Reclaims what is due at the front of `queue`; returns how many.
+fn run_due(queue: &Mutex<VecDeque<Deferred>>) -> usize {
+    let mut done = 0;
+    loop {
+        let mut batch: [Option<Deferred>; 64] = [const { None }; 64];
+        let mut taken = 0;
+        {
+            let mut queue = queue.lock().expect("deferred queue");
+            while taken < batch.len() && queue.front().is_some_and(|d| READERS.is_over(d.stamp)) {
+                batch[taken] = queue.pop_front();
+                taken += 1;
+            }
+        }
+        for item in batch.iter_mut().take(taken).filter_map(Option::take) {
+            // SAFETY: a grace period has passed since the object was unlinked,
+            // and each item is popped once; the rest is `defer`'s contract.
+            unsafe { (item.reclaim)(item.object) };
+        }
+        done += taken;
+        if taken < 64 {
+            return done;
+        }
+    }
+}
+
+/// Waits for a grace period and runs everything deferred before this call,
+/// on every thread's behalf (`rcu_barrier`).
+pub fn barrier() {
+    READERS.synchronize();
+    for queue in &QUEUES {
+        run_due(queue);
+    }
+}
+
+/// What RCU has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Grace periods of [`READERS`] completed.
+    pub grace_periods: u64,
+    /// Items deferred and not yet reclaimed, on all threads.
+    pub backlog: usize,
+}
+
+/// Reads the counters.
+pub fn stats() -> Stats {
+    let backlog = QUEUES.iter().map(|q| q.lock().expect("deferred queue").len()).sum();
+    Stats { grace_periods: READERS.grace_periods(), backlog }
+}
+
+/// Sections rely on `membarrier`, not on a fence of their own.
+static ASYMMETRIC: AtomicBool = AtomicBool::new(false);
+
+/// Reader's half of the barrier pair: orders the word's store before the
+/// section's loads, as far as the heavy barrier needs.
+#[inline]
+fn light_barrier() {
+    // Relaxed: set once, before the first grace period (`heavy_barrier`); a
+    // reader that still sees false only does more than it must.
+    if ASYMMETRIC.load(Ordering::Relaxed) {
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Writer's half: a full fence on every running thread of the process.
+fn heavy_barrier() {
+    const REGISTER: i32 = 1 << 4; // MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
+    const EXPEDITED: i32 = 1 << 3; // MEMBARRIER_CMD_PRIVATE_EXPEDITED
+    static SETUP: Once = Once::new();
+    // SAFETY: membarrier takes no pointers.
+    let membarrier = |command: i32| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    SETUP.call_once(|| {
+        if membarrier(REGISTER) == 0 {
+            // Readers that began before this store have fenced by themselves.
+            ASYMMETRIC.store(true, Ordering::SeqCst);
+        }
+    });
+    fence(Ordering::SeqCst);
+    if ASYMMETRIC.load(Ordering::Relaxed) {
+        let result = membarrier(EXPEDITED);
+        assert_eq!(result, 0, "membarrier failed after it was registered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicPtr, AtomicUsize};
+    use std::sync::Arc;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_grace_period_waits_for_open_sections_announced_or_not() {
+        for announced in [true, false] {
+            let (inside_tx, inside) = mpsc::channel();
+            let (leave, leave_rx) = mpsc::channel::<()>();
+            let reader = std::thread::spawn(move || {
+                if announced {
+                    thread::announce();
+                }
+                let outer = read();
+                let inner = read();
+                drop(outer);
+                inside_tx.send(()).unwrap();
+                leave_rx.recv().unwrap();
+                drop(inner);
+            });
+            inside.recv().unwrap();
+            let stamp = READERS.stamp();
+            for _ in 0..100 {
+                READERS.push(stamp);
+            }
+            assert!(!READERS.is_over(stamp), "announced: {announced}");
+            leave.send(()).unwrap();
+            READERS.synchronize();
+            assert!(READERS.is_over(stamp));
+            reader.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn domains_do_not_wait_for_each_other() {
+        thread::announce();
+        let _fault = FAULTS.enter();
+        READERS.synchronize();
+    }
+
+    #[test]
+    fn readers_never_see_a_reclaimed_object() {
+        const LIVE: usize = 0x11fe;
+        static RECLAIMED: AtomicUsize = AtomicUsize::new(0);
+        unsafe fn poison(object: *mut ()) {
+            // SAFETY: a Box<AtomicUsize> from below, handed over once.
+            let object = unsafe { Box::from_raw(object.cast::<AtomicUsize>()) };
+            object.store(0xdead, Ordering::Relaxed);
+            RECLAIMED.fetch_add(1, Ordering::Relaxed);
+        }
+        let new = || Box::into_raw(Box::new(AtomicUsize::new(LIVE)));
+        let shared = Arc::new(AtomicPtr::new(new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = [true, true, false]
+            .into_iter()
+            .map(|announced| {
+                let (shared, stop) = (shared.clone(), stop.clone());
+                std::thread::spawn(move || {
+                    if announced {
+                        thread::announce();
+                    }
+                    let mut reads = 0u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let _guard = read();
+                        // SAFETY: published by the writer, and we are in a section.
+                        let value = unsafe { &*shared.load(Ordering::Acquire) }.load(Ordering::Relaxed);
+                        assert_eq!(value, LIVE);
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        for _ in 0..50_000 {
+            let old = shared.swap(new(), Ordering::AcqRel);
+            // SAFETY: unlinked by the swap; `poison` frees it once.
+            unsafe { defer(old.cast(), poison) };
+        }
+        stop.store(true, Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+        barrier();
+        assert_eq!(RECLAIMED.load(Ordering::Relaxed), 50_000);
+        // SAFETY: the last object, never retired.
+        unsafe { poison(shared.load(Ordering::Relaxed).cast()) };
+    }
+
+    #[test]
+    fn the_backlog_is_bounded() {
+        unsafe fn nothing(_: *mut ()) {}
+        std::thread::spawn(|| {
+            for _ in 0..10 * BACKLOG_MAX {
+                // SAFETY: nothing is reachable, nothing is done.
+                unsafe { defer(std::ptr::null_mut(), nothing) };
+                let mine = my_queue().lock().unwrap().len();
+                assert!(mine <= BACKLOG_MAX, "{mine}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}
