@@ -87,18 +87,18 @@ fn drive_as<T: Target, W: Workload>(
     let mut crew = Crew::hire(&shared, &work)?;
 
     let mut watch = Watch::new(&shared, control);
-    if shared.phase() == Phase::WarmUp {
+    let (began, measured) = if shared.phase() == Phase::WarmUp {
         watch.start(Stage::WarmUp);
         crew.gate.wait(|| true);
         crew.watch_until(Some(shared.plan.warmup), &mut watch);
         watch.start(Stage::Measure);
-        shared.begin_measuring();
+        (shared.clock.raw(), shared.begin_measuring())
     } else {
         watch.start(Stage::Measure);
+        let began = shared.clock.raw();
         crew.gate.wait(|| true);
-    }
-    let began = shared.clock.raw();
-    let measured = shared.phase() == Phase::Measure;
+        (began, true)
+    };
     let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch);
     shared.stop();
 

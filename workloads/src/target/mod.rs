@@ -6,6 +6,8 @@
 //! * [`native::Native`]: the host's own address space.
 //! * `fake::Fake` (tests): a correct model in memory, and wrong ones.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod native;
 pub(crate) mod soft;
