@@ -6,6 +6,7 @@ pub mod mm;
 pub mod mmu;
 pub mod pager;
 pub mod rcu;
+pub mod slab;
 pub mod stats;
 pub mod sync;
 pub mod thread;
