@@ -3,6 +3,7 @@ pub mod addr;
 pub mod fault;
 pub mod lock;
 pub mod mm;
+pub mod mmap_lock;
 pub mod mmu;
 pub mod pager;
 pub mod rcu;
