@@ -11,4 +11,6 @@ pub mod slab;
 pub mod stats;
 pub mod sync;
 pub mod thread;
+pub mod tree;
+pub mod vma;
 pub use nix::errno::Errno;
