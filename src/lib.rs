@@ -9,4 +9,5 @@ pub mod rcu;
 pub mod stats;
 pub mod sync;
 pub mod thread;
+pub mod tree;
 pub use nix::errno::Errno;
