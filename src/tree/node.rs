@@ -8,7 +8,8 @@
 
 use super::Entry;
 use crate::addr::{PageRange, VirtAddr};
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use crate::slab::{PageReturn, Slab};
+use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
@@ -84,6 +85,11 @@ pub(super) struct Node {
     pub(super) entries: usize,
     body: Body,
 }
+
+// SAFETY: a node is plain data; what its pointers point to is the tree's affair.
+unsafe impl Send for Node {}
+// SAFETY: as above.
+unsafe impl Sync for Node {}
 
 const _: () = assert!(size_of::<Node>() == 512 && size_of::<Leaf>() == size_of::<Inner>());
 
@@ -321,11 +327,12 @@ pub(super) fn store(node: impl FnOnce(&mut Node), from: &Node) -> Child {
     Child { start: new.start(), end: new.end(), gap: new.max_gap(), node: ptr }
 }
 
-/// Memory for one node, uninitialised.
+/// Nodes are freed when no reader can reach them, so their pages need not wait.
+static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
+
+/// Memory for one node, holding anything.
 fn alloc_node() -> NonNull<Node> {
-    // SAFETY: a node's size is not 0.
-    let ptr = unsafe { alloc(Layout::new::<Node>()) };
-    NonNull::new(ptr.cast()).unwrap_or_else(|| handle_alloc_error(Layout::new::<Node>()))
+    NODES.alloc().unwrap_or_else(|| handle_alloc_error(Layout::new::<Node>()))
 }
 
 /// Gives a node's memory back, not its children's.
@@ -333,11 +340,11 @@ fn alloc_node() -> NonNull<Node> {
 /// # Safety
 /// `node` comes from [`store`], nobody can reach it any more, and it is freed once.
 pub(super) unsafe fn free_node(node: NonNull<Node>) {
-    // SAFETY: the memory is the caller's, and came from `alloc` with this layout.
+    // SAFETY: the node is the caller's, and came from this slab.
     unsafe {
         if cfg!(debug_assertions) {
             node.write_bytes(POISON, 1);
         }
-        dealloc(node.as_ptr().cast(), Layout::new::<Node>());
+        NODES.free(node);
     }
 }
