@@ -125,6 +125,14 @@ pub fn read() -> ReadGuard {
     READERS.enter()
 }
 
+impl ReadGuard {
+    /// The domain whose grace periods wait for this section.
+    #[inline]
+    pub fn domain(&self) -> &'static Domain {
+        self.domain
+    }
+}
+
 impl Drop for ReadGuard {
     #[inline]
     fn drop(&mut self) {

@@ -195,6 +195,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         // Neighbours that stay as they are take no part.
         while let (Some(p), Some(old)) = (planned.first(), places.clone().next())
             && p.object == Some(old)
+            && !p.fresh
             && p.segment == affected[old].segment()
         {
             planned = &planned[1..];
@@ -202,6 +203,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         }
         while let (Some(p), Some(old)) = (planned.last(), places.clone().next_back())
             && p.object == Some(old)
+            && !p.fresh
             && p.segment == affected[old].segment()
         {
             planned = &planned[..planned.len() - 1];
@@ -300,7 +302,7 @@ impl<S: LockScheme> MmCore<S> {
     /// See [`Mm::validate`](crate::mm::Mm::validate).
     pub(crate) fn validate(&self, bounds: PageRange) {
         let read = self.mmap_read();
-        self.tree.validate();
+        read.snapshot().validate();
         let mut last: Option<Segment> = None;
         let mut count = 0;
         for entry in read.snapshot().iter() {

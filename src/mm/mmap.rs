@@ -153,11 +153,7 @@ fn check_type(flags: MapFlags) -> Result<(), Errno> {
 
 /// Anonymous mappings of whole huge pages are aligned to one, if there is room
 /// (`thp_get_unmapped_area`).
-fn huge_aligned<S: LockScheme>(
-    snapshot: &Snapshot<'_, Vma<S>>,
-    len: usize,
-    bounds: PageRange,
-) -> Option<VirtAddr> {
+fn huge_aligned<S: LockScheme>(snapshot: &Snapshot<'_, Vma<S>>, len: usize, bounds: PageRange) -> Option<VirtAddr> {
     const PMD_SIZE: usize = 2 << 20;
     if len < PMD_SIZE || !len.is_multiple_of(PMD_SIZE) {
         return None;

@@ -35,6 +35,8 @@ bitflags::bitflags! {
     /// kept ([`Prot::from_bits_retain`]): the calls judge them.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct Prot: u32 {
+        /// PROT_NONE
+        const NONE = 0;
         /// PROT_READ
         const READ = 1;
         /// PROT_WRITE

@@ -72,7 +72,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             }
             let piece = old.part(range);
             let next = affected.get(place + 1).map(|v| v.segment());
-            match self.judge(&old, at, prot).and_then(|flags| self.judge_split(&old, &Segment { flags, ..piece }, next, &layout, place)) {
+            match self
+                .judge(&old, at, prot)
+                .and_then(|flags| self.judge_split(&old, &Segment { flags, ..piece }, next, &layout, place))
+            {
                 Err(errno) => {
                     stopped = Some(errno);
                     layout.keep(place, old);

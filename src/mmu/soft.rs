@@ -96,7 +96,13 @@ impl Mmu for SoftMmu {
         self.range
     }
 
-    fn install(&self, page: VirtAddr, content: Content<'_>, writable: bool, _: bool) -> Result<Installed, MmuError> {
+    fn install(
+        &self,
+        page: VirtAddr,
+        content: Content<'_>,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
         if self.lock_page(page, |now| now & (PRESENT | HIDDEN) != 0).is_none() {
             return Ok(Installed::Exists);
         }
@@ -109,7 +115,9 @@ impl Mmu for SoftMmu {
                 }
             }
         }
-        self.unlock_page(page, PRESENT | if writable { WRITABLE } else { 0 });
+        // A page that is only read may be shared (the zero page): the first
+        // store to it faults again, as on the host.
+        self.unlock_page(page, PRESENT | if writable && for_write { WRITABLE } else { 0 });
         Ok(Installed::New)
     }
 

@@ -233,11 +233,6 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
         self.vma().segment()
     }
 
-    /// The object, for the tree.
-    pub(crate) fn as_ptr(&self) -> NonNull<Vma<S>> {
-        self.vma
-    }
-
     /// The incarnation.
     pub fn incarnation(&self) -> u64 {
         self.vma().incarnation.load(Ordering::Relaxed)
@@ -338,11 +333,6 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
     fn vma(&self) -> &'w Vma<S> {
         // SAFETY: the object is ours, and slab memory is valid while it is.
         unsafe { self.vma.as_ref() }
-    }
-
-    /// The object, for the tree.
-    pub(crate) fn as_ptr(&self) -> NonNull<Vma<S>> {
-        self.vma
     }
 
     /// The incarnation.

@@ -94,8 +94,8 @@ impl Layout {
         if let Some(last) = self.planned.last_mut()
             && last.open
             && last.segment.can_merge(&segment)
-            // A changed piece does not merge back into its own VMA's rest: that
-            // rest has other flags, or it would not have been changed.
+        // A changed piece does not merge back into its own VMA's rest: that
+        // rest has other flags, or it would not have been changed.
         {
             last.segment.absorb(&segment);
             last.open = false;
