@@ -190,20 +190,32 @@ impl Node {
         if self.level == 0 { self.leaf().ends[last] } else { self.inner().ends[last] }
     }
 
-    /// Largest gap strictly between two entries below this node.
-    pub(super) fn max_gap(&self) -> usize {
-        let between = |starts: &[usize], ends: &[usize]| {
-            starts[1..].iter().zip(ends).map(|(start, end)| start - end).max().unwrap_or(0)
-        };
-        let len = self.len();
-        if self.level == 0 {
-            let leaf = self.leaf();
-            between(&leaf.starts[..len], &leaf.ends[..len])
+    /// The free bytes between slots `i - 1` and `i`; 0 beside an end of the node.
+    #[inline]
+    pub(super) fn gap_before(&self, i: usize) -> usize {
+        if i == 0 || i >= self.len() {
+            0
+        } else if self.level == 0 {
+            self.leaf().starts[i] - self.leaf().ends[i - 1]
         } else {
-            let inner = self.inner();
-            let below = inner.gaps[..len].iter().copied().max().unwrap_or(0);
-            below.max(between(&inner.starts[..len], &inner.ends[..len]))
+            self.inner().starts[i] - self.inner().ends[i - 1]
         }
+    }
+
+    /// Largest gap strictly between two entries below this node. Stops looking
+    /// at the first gap of at least `enough`.
+    pub(super) fn max_gap(&self, enough: usize) -> usize {
+        let mut max = 0;
+        for i in 0..self.len() {
+            max = max.max(self.gap_before(i));
+            if self.level > 0 {
+                max = max.max(self.inner().gaps[i]);
+            }
+            if max >= enough {
+                break;
+            }
+        }
+        max
     }
 
     /// Replaces the entries `lo..hi` of a leaf by `new`, which must fit.
@@ -315,16 +327,18 @@ impl Deref for NodeRef<'_> {
     }
 }
 
-/// Puts `node` in memory of its own and describes it. Mutators only.
-pub(super) fn store(node: impl FnOnce(&mut Node), from: &Node) -> Child {
+/// A node of its own: a copy of `from`, changed by `change`. Nobody else knows
+/// it before it is published. Mutators only.
+#[inline]
+pub(super) fn store(from: &Node, change: impl FnOnce(&mut Node)) -> NonNull<Node> {
     let ptr = alloc_node();
     // SAFETY: fresh memory for one node, which nobody else knows.
-    let new = unsafe {
+    let node = unsafe {
         ptr.copy_from_nonoverlapping(NonNull::from(from), 1);
         &mut *ptr.as_ptr()
     };
-    node(new);
-    Child { start: new.start(), end: new.end(), gap: new.max_gap(), node: ptr }
+    change(node);
+    ptr
 }
 
 /// Nodes are freed when no reader can reach them, so their pages need not wait.

@@ -8,6 +8,10 @@
 //! packed into new nodes, which are the new items of the level above. A run
 //! with too few items takes the neighbouring node in, wherever in the tree
 //! its parent is.
+//!
+//! Most mutations stay within one leaf that neither overflows nor runs low.
+//! They take a short cut ([`in_one_leaf`]): each node of the one path is
+//! copied and one slot of the copy changed.
 
 use super::Entry;
 use super::node::{Child, INNER_MAX, INNER_MIN, LEAF_MAX, LEAF_MIN, MAX_HEIGHT, Node, NodeRef, rank, store};
@@ -64,6 +68,9 @@ pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]
     if span.is_empty() {
         return None;
     }
+    if let Some(done) = in_one_leaf(root, span, new) {
+        return Some(done);
+    }
     let mut edit = Edit::descend(root, span);
     if edit.removed == 0 && new.is_empty() {
         return None;
@@ -89,11 +96,106 @@ fn check(span: PageRange, new: &[Entry<()>]) {
     assert!(end <= span.end(), "an entry ends at {end:?}, outside {span:?}");
 }
 
+/// Panics if an entry of the slots `lo..hi`, those that `span` meets in a leaf,
+/// reaches out of `span`.
+#[inline]
+fn check_ends(leaf: &Node, lo: usize, hi: usize, span: PageRange) {
+    if lo < hi {
+        let (low, high) = (leaf.leaf().starts[lo], leaf.leaf().ends[hi - 1]);
+        assert!(
+            span.start().get() <= low && high <= span.end().get(),
+            "an entry of {low:#x}..{high:#x} straddles {span:?}"
+        );
+    }
+}
+
+/// The short cut; `None` if it does not apply.
+fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<Done> {
+    let (first, last) = (span.start().get(), span.end().get() - 1);
+    let height = root.level() + 1;
+    let mut path = [Step { node: root, at: 0 }; MAX_HEIGHT];
+    let mut node = root;
+    for level in (1..height).rev() {
+        let starts = &node.get().inner().starts;
+        let i = rank(starts, first);
+        if starts[i + 1] <= last {
+            return None;
+        }
+        path[level] = Step { node, at: i };
+        node = node.child(i);
+    }
+    let leaf = node.get();
+    let (starts, ends) = (&leaf.leaf().starts, &leaf.leaf().ends);
+    let lo = rank(starts, first);
+    let lo = lo + usize::from(ends[lo] <= first);
+    let hi = lo + starts[lo..leaf.len()].iter().take_while(|&&start| start <= last).count();
+    check_ends(leaf, lo, hi, span);
+    let removed = hi - lo;
+    let len = leaf.len() - removed + new.len();
+    let min = if height > 1 { LEAF_MIN } else { 1 };
+    if !(min..=LEAF_MAX).contains(&len) || removed + new.len() == 0 {
+        return None;
+    }
+    let mut retired = Retired::new();
+    retired.push(node.as_ptr());
+    let mut made = store(leaf, |leaf| leaf.splice(lo, hi, new));
+    let mut gaps = (widest(leaf, lo..=hi), widest(fresh(&made), lo..=lo + new.len()));
+    for &Step { node, at } in &path[1..height] {
+        let old = node.get();
+        let gap = settle(fresh(&made), old.inner().gaps[at], gaps);
+        let child = Child { gap, ..outline(made) };
+        made = store(old, |node| node.set_child(at, child));
+        let around = |node: &Node| node.inner().gaps[at].max(widest(node, at..=at + 1));
+        gaps = (around(old), around(fresh(&made)));
+        retired.push(node.as_ptr());
+    }
+    Some(Done { root: Some(finish(made, root.entries - removed + new.len())), retired, removed })
+}
+
+/// The widest gap before one of `slots`.
+#[inline]
+fn widest(node: &Node, slots: std::ops::RangeInclusive<usize>) -> usize {
+    slots.map(|i| node.gap_before(i)).max().unwrap_or(0)
+}
+
+/// The largest gap of a changed node that had `old_max`. `gone` is the widest
+/// of the gaps that the change took away, `come` of those it made.
+#[inline]
+fn settle(node: &Node, old_max: usize, (gone, come): (usize, usize)) -> usize {
+    if come >= old_max {
+        come
+    } else if gone < old_max {
+        old_max
+    } else {
+        // Perhaps another is as wide as the one that went; none is wider.
+        node.max_gap(old_max)
+    }
+}
+
 /// Makes a node that is not published yet the root.
 fn finish(mut node: NonNull<Node>, entries: usize) -> NonNull<Node> {
     // SAFETY: made by this mutation, so nobody else knows it yet.
     unsafe { node.as_mut() }.entries = entries;
     node
+}
+
+/// A node of this mutation.
+#[inline]
+fn fresh(node: &NonNull<Node>) -> &Node {
+    // SAFETY: written by `store` and not published yet; nobody frees it, and
+    // `finish` writes to it only when all borrows are over.
+    unsafe { node.as_ref() }
+}
+
+/// What the parent of a new node says of it, but for the gap.
+#[inline]
+fn outline(node: NonNull<Node>) -> Child {
+    Child { start: fresh(&node).start(), end: fresh(&node).end(), gap: 0, node }
+}
+
+/// What the parent of a new node says of it.
+fn describe(node: NonNull<Node>) -> Child {
+    Child { gap: fresh(&node).max_gap(usize::MAX), ..outline(node) }
 }
 
 impl<'t> Edit<'t> {
@@ -127,18 +229,14 @@ impl<'t> Edit<'t> {
         edit.left[0] = Step { node: left, at: lo };
         edit.right[0] = Step { node: right, at: hi };
         edit.retired.push(left.as_ptr());
-        let one = left.as_ptr() == right.as_ptr();
-        if one {
+        if left.as_ptr() == right.as_ptr() {
+            check_ends(&left, lo, hi, span);
             edit.removed += hi - lo;
         } else {
+            check_ends(&left, lo, left.len(), span);
+            check_ends(&right, 0, hi, span);
             edit.retired.push(right.as_ptr());
             edit.removed += left.len() - lo + hi;
-        }
-        if lo < left.len() && (!one || lo < hi) {
-            assert!(left.leaf().starts[lo] >= first, "{:?} straddles {span:?}", left.entry(lo).range);
-        }
-        if hi > 0 && (!one || lo < hi) {
-            assert!(right.leaf().ends[hi - 1] <= last + 1, "{:?} straddles {span:?}", right.entry(hi - 1).range);
         }
         edit
     }
@@ -161,10 +259,6 @@ impl<'t> Edit<'t> {
     fn leaves(&mut self, new: &[Entry<()>]) -> Made {
         let (left, right) = (self.left[0], self.right[0]);
         let len = left.at + new.len() + right.node.len() - right.at;
-        let few = len < LEAF_MIN && (len == 0 || self.keeps_above(0));
-        if left.node.as_ptr() == right.node.as_ptr() && len <= LEAF_MAX && !few {
-            return one(store(|leaf| leaf.splice(left.at, right.at, new), &left.node));
-        }
         let mut items: SmallVec<[Entry<()>; 2 * LEAF_MAX + 4]> = SmallVec::new();
         items.extend((0..left.at).map(|i| left.node.entry(i)));
         items.extend_from_slice(new);
@@ -194,7 +288,7 @@ impl<'t> Edit<'t> {
         {
             // One child for one child: the common case. If the node has too
             // few children, it had before, and is the root.
-            return one(store(|node| node.set_child(left.at, child), &left.node));
+            return one(describe(store(&left.node, |node| node.set_child(left.at, child))));
         }
         let mut items: SmallVec<[Child; 2 * INNER_MAX + 4]> = SmallVec::new();
         items.extend((0..left.at).map(|i| left.node.summary(i)));
@@ -218,7 +312,8 @@ impl<'t> Edit<'t> {
     fn sole_child(&mut self, child: Child) -> Child {
         self.retired.push(child.node);
         // SAFETY: a kept child, live until the mutation is done.
-        store(|_| (), unsafe { NodeRef::new(child.node) }.get())
+        let node = store(unsafe { NodeRef::new(child.node) }.get(), |_| ());
+        Child { node, ..child }
     }
 
     /// Adds the node beside the run of `level` to the run, one with the same
@@ -281,11 +376,13 @@ fn runs<I>(mut items: &[I], max: usize) -> impl Iterator<Item = &[I]> {
 
 fn pack_leaves(items: &[Entry<()>]) -> Made {
     const EMPTY: &Node = &Node::empty(0);
-    runs(items, LEAF_MAX).map(|run| store(|leaf| leaf.splice(0, 0, run), EMPTY)).collect()
+    runs(items, LEAF_MAX).map(|run| describe(store(EMPTY, |leaf| leaf.splice(0, 0, run)))).collect()
 }
 
 fn pack_inner(level: usize, items: &[Child]) -> Made {
     assert!(level < MAX_HEIGHT, "the tree is too high");
     let empty = Node::empty(level);
-    runs(items, INNER_MAX).map(|run| store(|node| run.iter().for_each(|&c| node.push_child(c)), &empty)).collect()
+    runs(items, INNER_MAX)
+        .map(|run| describe(store(&empty, |node| run.iter().for_each(|&child| node.push_child(child)))))
+        .collect()
 }
