@@ -139,14 +139,14 @@ pub enum Listed {
 
 #[derive(Args, Debug)]
 pub struct StressArgs {
-    #[command(flatten)]
-    pub run: RunArgs,
     /// Lock scheme ('vmalab list locks') [default: typesafe]
     #[arg(long, value_name = "LOCK")]
     pub lock: Option<String>,
-    /// Who maps and faults: vmalab, or the host's own mmap
-    #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide_possible_values = true, value_name = "emulated|native")]
+    /// Whose address space: vmalab's (emulated), or the host's own (native)
+    #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide_possible_values = true, value_name = "BACKEND")]
     pub backend: BackendArg,
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Write the result as JSON to FILE; '-' prints it in place of the table
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
@@ -154,8 +154,6 @@ pub struct StressArgs {
 
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    #[command(flatten)]
-    pub run: RunArgs,
     /// Subjects: lock names or 'native' [default: every lock of this build]
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub locks: Vec<String>,
@@ -166,7 +164,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "LOCK")]
     pub baseline: Option<String>,
     /// Rounds; each runs every subject once
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
     /// Only 'emulated' makes sense here: the host is the subject 'native'
     #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide = true)]
@@ -177,6 +175,8 @@ pub struct CompareArgs {
     /// Reserved for a report page.
     #[arg(long, value_name = "FILE", hide = true)]
     pub html: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// What `stress` and `compare` share.
@@ -186,40 +186,40 @@ pub struct RunArgs {
     pub workload: String,
     /// How faults arrive: on the faulting thread (sigbus), through handler
     /// threads (queue), or as plain calls without a fault (software)
-    #[arg(long, value_enum, default_value_t = DeliveryArg::Sigbus, hide_possible_values = true, value_name = "sigbus|queue|software")]
+    #[arg(long, value_enum, default_value_t = DeliveryArg::Sigbus, hide_possible_values = true, value_name = "HOW")]
     pub delivery: DeliveryArg,
     /// Handler threads of '--delivery queue' [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub handlers: Option<u32>,
     /// Threads that fault
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub threads: u32,
     /// Threads that map and unmap meanwhile [default: the workload's own]
-    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(0..=256))]
+    #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=256))]
     pub mutators: Option<u32>,
     /// Address spaces that the threads are spread over
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub address_spaces: u32,
     /// Measured time: plain seconds, or with ms, s, m [default: 5]
-    #[arg(long, value_name = "SECS", value_parser = parse_duration_above_zero, conflicts_with = "ops")]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero, conflicts_with = "ops")]
     pub duration: Option<Duration>,
     /// Stop after N operations instead of after a time
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub ops: Option<u64>,
     /// Time to run before measuring [default: 500ms]
-    #[arg(long, value_name = "SECS", value_parser = parse_duration)]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration)]
     pub warmup: Option<Duration>,
     /// Seed of the workload's choices
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
     pub seed: u64,
     /// Stamp every page with its VMA and check it at each touch
     #[arg(long)]
     pub verify: bool,
     /// Addresses to reserve for each address space, with K, M, G or T
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size)]
     pub region: Option<u64>,
     /// Pages to install at each fault [default: 1]
-    #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub fault_around: Option<u32>,
     /// Reserved for the feature 'races'.
     #[arg(long, hide = true)]

@@ -40,14 +40,15 @@ impl Driver {
         let bar = self.progress_bar(config, label);
         let (done, watch) = mpsc::channel::<()>();
         let report = thread::scope(|scope| {
-            scope.spawn(|| {
+            let bar = &bar;
+            scope.spawn(move || {
                 // Ends when `done` is dropped.
                 while watch.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                     if self.interrupt.came() {
                         self.control.stop();
                     }
                     if self.terminal {
-                        show(&bar, &self.control.progress());
+                        show(bar, &self.control.progress());
                     }
                 }
             });
@@ -93,7 +94,7 @@ fn measured(progress: &Progress, seconds: f64) -> String {
     let faults_per_s = if seconds > 0.0 { progress.faults as f64 / seconds } else { 0.0 };
     let p99 = progress.recent_fault_ns_p99.map_or_else(String::new, |ns| format!(", p99 {}", nanoseconds(ns as f64)));
     let fallbacks = 100.0 * progress.fallbacks as f64 / progress.faults.max(1) as f64;
-    format!("{seconds:.1} s, {} faults/s{p99}, fallbacks {fallbacks:.1} %", rate(faults_per_s))
+    format!("{seconds:.1} s, {} faults/s{p99}, fallbacks {fallbacks:.1}%", rate(faults_per_s))
 }
 
 fn failure(error: RunError) -> Failure {

@@ -39,6 +39,11 @@ impl Failure {
     pub fn with_status(status: u8, message: impl Into<String>) -> Failure {
         Failure { status, message: message.into() }
     }
+
+    /// Says which subject of a comparison it befell.
+    pub fn in_subject(self, name: &str) -> Failure {
+        Failure { message: format!("{name}: {}", self.message), ..self }
+    }
 }
 
 impl fmt::Display for Failure {

@@ -26,7 +26,10 @@ pub fn stress(args: &StressArgs) -> Result<StressConfig, Failure> {
     }
     config.backend = match args.backend {
         BackendArg::Emulated => Backend::Emulated,
-        BackendArg::Native => Backend::Native,
+        BackendArg::Native => {
+            check_native(&config.workload)?;
+            Backend::Native
+        }
     };
     Ok(config)
 }
@@ -96,11 +99,22 @@ fn subject_names(args: &CompareArgs) -> Vec<String> {
 fn subject(config: &StressConfig, name: &str) -> Result<Subject, Failure> {
     let mut config = config.clone();
     if name == Backend::Native.name() {
+        check_native(&config.workload)?;
         config.backend = Backend::Native;
     } else {
         config.lock = lock(name)?;
     }
     Ok(Subject { name: name.to_owned(), config })
+}
+
+/// Some workloads touch on purpose what is not mapped: the host would kill them.
+fn check_native(workload: &str) -> Result<(), Failure> {
+    if vmalab_workloads::find(workload).is_some_and(|workload| workload.native) {
+        return Ok(());
+    }
+    let native = vmalab_workloads::list().iter().filter(|workload| workload.native);
+    let names: Vec<&str> = native.map(|workload| workload.name).collect();
+    Err(Failure::usage(format!("'{workload}' cannot run natively; these can: {}", names.join(", "))))
 }
 
 fn lock(name: &str) -> Result<Lock, Failure> {
@@ -160,19 +174,16 @@ fn shared(args: &RunArgs) -> Result<StressConfig, Failure> {
 
 fn check_region(region: u64, address_spaces: u32) -> Result<(), Failure> {
     if region == 0 || !region.is_multiple_of(PAGE_SIZE) {
-        return Err(Failure::usage(format!(
-            "--region {region} is not a whole number of 4K pages: try --region 64M"
-        )));
+        return Err(Failure::usage(format!("--region {region} is not a whole number of 4K pages: try --region 64M")));
     }
     let most = MOST_ADDRESSES / u64::from(address_spaces);
     if region > most {
-        let most = most.next_power_of_two() / if most.is_power_of_two() { 1 } else { 2 };
+        let most = 1_u64 << most.ilog2();
+        let each = if address_spaces == 1 { String::new() } else { format!(" for each of {address_spaces}") };
         return Err(Failure::usage(format!(
-            "--region {} is more than a process has addresses for: take {} or less for each of {} address space{}",
+            "--region {} is more than a process has addresses for: take {} or less{each}",
             units::size(region),
             units::size(most),
-            address_spaces,
-            if address_spaces == 1 { "" } else { "s" }
         )));
     }
     Ok(())

@@ -71,13 +71,13 @@ pub fn rate(per_second: f64) -> String {
     }
 }
 
-/// `1 234 567`.
+/// `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            grouped.push(' ');
+            grouped.push(',');
         }
         grouped.push(digit);
     }
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(rate(1_084_000.0), "1.08 M");
         assert_eq!(rate(0.0), "0.00");
         assert_eq!(count(0), "0");
-        assert_eq!(count(1_234_567), "1 234 567");
+        assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(size(64 << 20), "64M");
         assert_eq!(size(4097), "4097");
     }
