@@ -24,7 +24,7 @@ cargo build --profile profiling -p vmalab-cli
 data=${PERF_DATA:-perf.data}
 # Many virtual machines have no cycle counter; the clock works everywhere.
 event=cycles
-perf stat -e cycles true 2>&1 | grep -q 'not supported' && event=cpu-clock
+[[ $(perf stat -e cycles true 2>&1) == *"not supported"* ]] && event=cpu-clock
 # shellcheck disable=SC2086
 perf record -e "$event" -F 1999 --call-graph fp -o "$data" ${PERF_OPTIONS:-} -- \
   "${CARGO_TARGET_DIR:-target}/profiling/vmalab" stress "$@"

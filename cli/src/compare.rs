@@ -105,7 +105,7 @@ pub fn run(args: &CompareArgs) -> Result<u8, Failure> {
     let end = run_rounds(&comparison, args.rounds, &driver, &mut runs);
     let config = comparison.subjects[comparison.baseline].config.clone();
     if runs.iter().any(|runs| !runs.is_empty()) {
-        let report = summarise(comparison, runs, args.rounds);
+        let report = summarise(comparison, runs, args.rounds, driver.interrupted());
         json.write(&report, || table(&report, &config))?;
         let reports: Vec<&StressReport> = report.subjects.iter().flat_map(|subject| &subject.runs).collect();
         let status = outcome(&reports, driver.interrupted());
@@ -146,14 +146,13 @@ fn run_rounds(comparison: &Comparison, rounds: u32, driver: &Driver, runs: &mut 
     End::Report
 }
 
-fn summarise(comparison: Comparison, runs: Vec<Vec<StressReport>>, rounds: u32) -> CompareReport {
+fn summarise(comparison: Comparison, runs: Vec<Vec<StressReport>>, rounds: u32, interrupted: bool) -> CompareReport {
     let measure = Measure::of(&runs);
     let (_, throughput_of, p99_of) = measure.names();
     let baseline = &comparison.subjects[comparison.baseline].name;
     let whole = |report: &&StressReport| !report.interrupted;
     let sound = runs.iter().flatten().all(StressReport::passed);
     let rounds_completed = runs.iter().map(|runs| runs.iter().filter(whole).count()).min().unwrap_or(0);
-    let interrupted = runs.iter().flatten().any(|report| report.interrupted);
     let ratio = |subject: &[StressReport], value: &dyn Fn(&StressReport) -> Option<f64>| {
         let pairs = subject.iter().zip(&runs[comparison.baseline]);
         Ratio::of_pairs(
@@ -193,7 +192,7 @@ fn summarise(comparison: Comparison, runs: Vec<Vec<StressReport>>, rounds: u32) 
         baseline: baseline.clone(),
         rounds,
         rounds_completed,
-        interrupted: interrupted || (sound && rounds_completed < rounds as usize),
+        interrupted,
         throughput_of,
         p99_of,
         interval: Interval { method: "percentile bootstrap of the median", confidence: 0.95, resamples: RESAMPLES },
@@ -329,7 +328,7 @@ mod tests {
     fn report(mmap: &[f64], typesafe: &[f64]) -> CompareReport {
         let runs = |lock: &str, rates: &[f64]| rates.iter().map(|&rate| sample(lock, rate)).collect();
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
-        summarise(comparison, vec![runs("mmap", mmap), runs("typesafe", typesafe)], 5)
+        summarise(comparison, vec![runs("mmap", mmap), runs("typesafe", typesafe)], 5, false)
     }
 
     #[test]
@@ -372,14 +371,14 @@ mod tests {
         let report = report(&[100.0; 3], &[150.0; 3]);
         let verdict = &report.subjects[1].verdict;
         assert!(verdict.contains("3 rounds: too few to call"), "{verdict}");
-        assert!(report.interrupted && report.rounds_completed == 3);
+        assert_eq!(report.rounds_completed, 3);
     }
 
     #[test]
     fn a_violation_leaves_nothing_to_judge() {
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
         let runs = vec![vec![sample("mmap", 1.0)], vec![violated(sample("typesafe", 9.0))]];
-        let report = summarise(comparison, runs, 5);
+        let report = summarise(comparison, runs, 5, false);
         assert_eq!(report.subjects[1].verdict, "not judged: a run found a violation");
         let text = table(&report, &StressConfig::new("app-start"));
         assert!(text.contains("1 VIOLATION(S)") && text.contains("incarnation seen"), "{text}");
@@ -390,9 +389,8 @@ mod tests {
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
         let mut partial = sample("typesafe", 9.0);
         partial.interrupted = true;
-        let report = summarise(comparison, vec![vec![sample("mmap", 1.0)], vec![partial]], 5);
+        let report = summarise(comparison, vec![vec![sample("mmap", 1.0)], vec![partial]], 5, true);
         assert_eq!(report.subjects[1].throughput_ratio.median, None);
-        assert!(report.interrupted);
         let text = table(&report, &StressConfig::new("app-start"));
         assert!(text.contains("0 of 5 rounds, partial results"), "{text}");
     }
@@ -405,7 +403,7 @@ mod tests {
             (report.faults, report.fault_ns, report.ops_per_s) = (Some(0), None, per_s);
             report
         };
-        let report = summarise(comparison, vec![vec![calls("mmap", 10.0)], vec![calls("typesafe", 20.0)]], 1);
+        let report = summarise(comparison, vec![vec![calls("mmap", 10.0)], vec![calls("typesafe", 20.0)]], 1, false);
         assert_eq!(report.subjects[1].throughput_ratio.median, Some(2.0));
         assert_eq!((report.throughput_of, report.p99_of), ("ops_per_s", "op_ns.mmap.p99"));
         assert_eq!(report.subjects[1].p99_ratio.median, Some(1.0));

@@ -48,7 +48,7 @@ impl Driver {
                         self.control.stop();
                     }
                     if self.terminal {
-                        show(bar, &self.control.progress());
+                        show(bar, config, &self.control.progress());
                     }
                 }
             });
@@ -64,8 +64,7 @@ impl Driver {
         if !self.terminal {
             return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         }
-        let total = config.effective_duration().map(|duration| duration.as_millis() as u64);
-        let (bar, template) = match total {
+        let (bar, template) = match config.ops.or_else(|| duration_ms(config)) {
             Some(total) => (ProgressBar::new(total), "{prefix} [{bar:12}] {wide_msg}"),
             None => (ProgressBar::new_spinner(), "{prefix} {spinner} {wide_msg}"),
         };
@@ -74,16 +73,18 @@ impl Driver {
     }
 }
 
-fn show(bar: &ProgressBar, progress: &Progress) {
+fn duration_ms(config: &StressConfig) -> Option<u64> {
+    config.effective_duration().map(|duration| duration.as_millis() as u64)
+}
+
+fn show(bar: &ProgressBar, config: &StressConfig, progress: &Progress) {
     let seconds = progress.elapsed.as_secs_f64();
     match progress.stage {
         Stage::SetUp => bar.set_message("setting up"),
         Stage::WarmUp => bar.set_message("warming up"),
         Stage::TearDown => bar.set_message("checking"),
         Stage::Measure => {
-            if bar.length().is_some() {
-                bar.set_position(progress.elapsed.as_millis() as u64);
-            }
+            bar.set_position(if config.ops.is_some() { progress.ops } else { progress.elapsed.as_millis() as u64 });
             bar.set_message(measured(progress, seconds));
         }
     }
