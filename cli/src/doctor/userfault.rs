@@ -1,7 +1,7 @@
 //! What userfaultfd can do here, as the fault handler found it.
 
 use super::Check;
-use vmalab_fault_handler::{Attempt, Capabilities, Origin, capabilities, feature};
+use vmalab_fault_handler::uffd::{Attempt, Capabilities, Origin, capabilities, feature};
 
 /// How a feature is told of: its bit, its name, what it is for, and whether
 /// nothing goes without it.
