@@ -8,8 +8,16 @@
 
 mod config;
 mod control;
+mod ctx;
 mod error;
+mod measure;
 mod report;
+mod rng;
+mod run;
+mod runner;
+mod shared;
+mod target;
+mod verify;
 mod workload;
 
 pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, StressConfig, UnknownName};
@@ -19,13 +27,5 @@ pub use report::{
     AbortReasons, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport, RcuReport, SlabReport, StressReport,
     VerifyReport, Violation, VmaLockReport,
 };
+pub use run::run;
 pub use workload::{WorkloadInfo, find, list};
-
-/// Runs one workload to its end and says what was found. A violation is in the
-/// report, not an error.
-///
-/// # Errors
-/// [`RunError`]: the configuration, the machine, or the run itself.
-pub fn run(config: &StressConfig, _control: &Control) -> Result<StressReport, RunError> {
-    Err(RunError::Internal(format!("{} is not built yet", config.workload)))
-}
