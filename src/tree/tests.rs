@@ -82,6 +82,12 @@ fn op(domain: usize) -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Cases for proptest: fewer where every access is checked.
+fn cases(release: u32, debug: u32) -> ProptestConfig {
+    let cases = if cfg!(debug_assertions) { debug } else { release };
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// A tree and what it must hold, in pages.
 struct Checked {
     tree: VmaTree<u64>,
@@ -210,7 +216,7 @@ impl Checked {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400, 100))]
 
     #[test]
     fn small_trees_agree_with_the_model(ops in prop::collection::vec(op(600), 1..60), seed: u64) {
@@ -223,7 +229,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(20, 4))]
 
     #[test]
     fn high_trees_agree_with_the_model(ops in prop::collection::vec(op(20_000), 1..40), seed: u64) {
