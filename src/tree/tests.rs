@@ -1,5 +1,6 @@
 //! The tree against a model, at size, and under concurrent readers.
 
+use super::node::{BALANCE, NodeRef};
 use super::{Entry, Reclaim, Snapshot, VmaTree};
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::rcu;
@@ -331,6 +332,28 @@ fn a_million_entries() {
     // SAFETY: as above.
     assert_eq!(unsafe { tree.replace(pages(0, 2 * count), &[]) }, 2);
     check(&|_| false);
+}
+
+#[test]
+fn every_node_is_given_back_once() {
+    fn nodes(node: NodeRef<'_>) -> isize {
+        1 + if node.level() == 0 { 0 } else { (0..node.len()).map(|i| nodes(node.child(i))).sum() }
+    }
+    let before = BALANCE.get();
+    let mut checked = Checked::new(6_000, Reclaim::AtOnce, 3);
+    for round in 0..2_000 {
+        if round % 40 == 0 {
+            checked.apply(&Op::Fill { page: 0, len: 6_000, longest: 1, gaps: round % 80 == 0 });
+        }
+        let (page, nth) = (checked.rng.below(6_000), checked.rng.below(6_000));
+        let len = 1 + checked.rng.below([3, 300, 6_000][round % 3]);
+        checked.apply(&[Op::Clear { page, len }, Op::Remove { nth }, Op::Insert { page, len: 1 + len % 5 }][round % 3]);
+        // SAFETY: one thread has the tree, and mutates it only after this.
+        let snap = unsafe { checked.tree.snapshot_locked() };
+        assert_eq!(BALANCE.get() - before, snap.root.map_or(0, nodes), "round {round}");
+    }
+    drop(checked);
+    assert_eq!(BALANCE.get(), before);
 }
 
 /// Where the concurrent tests' writer works: always wholly covered.
