@@ -340,18 +340,30 @@ fn every_node_is_given_back_once() {
         1 + if node.level() == 0 { 0 } else { (0..node.len()).map(|i| nodes(node.child(i))).sum() }
     }
     let before = BALANCE.get();
-    let mut checked = Checked::new(6_000, Reclaim::AtOnce, 3);
-    for round in 0..2_000 {
-        if round % 40 == 0 {
-            checked.apply(&Op::Fill { page: 0, len: 6_000, longest: 1, gaps: round % 80 == 0 });
-        }
-        let (page, nth) = (checked.rng.below(6_000), checked.rng.below(6_000));
-        let len = 1 + checked.rng.below([3, 300, 6_000][round % 3]);
-        checked.apply(&[Op::Clear { page, len }, Op::Remove { nth }, Op::Insert { page, len: 1 + len % 5 }][round % 3]);
+    let balanced = |checked: &Checked| {
         // SAFETY: one thread has the tree, and mutates it only after this.
         let snap = unsafe { checked.tree.snapshot_locked() };
-        assert_eq!(BALANCE.get() - before, snap.root.map_or(0, nodes), "round {round}");
+        assert_eq!(BALANCE.get() - before, snap.root.map_or(0, nodes));
+    };
+    let mut checked = Checked::new(6_000, Reclaim::AtOnce, 3);
+    for round in 0..2_000 {
+        if round % 20 == 0 {
+            checked.apply(&Op::Fill { page: 0, len: 6_000, longest: 1, gaps: round % 40 == 0 });
+        }
+        let (page, nth) = (checked.rng.below(6_000), checked.rng.below(6_000));
+        let longest = [6, 60, 600, 6_000][checked.rng.below(4)];
+        let len = 1 + checked.rng.below(longest);
+        let ops = [Op::Clear { page, len }, Op::Remove { nth }, Op::Insert { page, len: 1 + len % 5 }];
+        let choice = checked.rng.below(3);
+        checked.apply(&ops[choice]);
+        balanced(&checked);
     }
+    // Exactly the second of two leaves: the first, left alone, becomes the root.
+    checked.apply(&Op::Clear { page: 0, len: 6_000 });
+    checked.apply(&Op::Fill { page: 0, len: 40, longest: 1, gaps: false });
+    checked.apply(&Op::Clear { page: 20, len: 20 });
+    balanced(&checked);
+    checked.check();
     drop(checked);
     assert_eq!(BALANCE.get(), before);
 }
