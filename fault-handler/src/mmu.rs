@@ -1,0 +1,391 @@
+//! [`UffdMmu`]: the core's [`Mmu`] on real page tables, through userfaultfd.
+//!
+//! | asked for | done |
+//! |---|---|
+//! | install zeros for a load of a writable mapping | UFFDIO_ZEROPAGE |
+//! | install anything else | UFFDIO_COPY, with MODE_WP where stores are forbidden |
+//! | read-only / writable | UFFDIO_WRITEPROTECT |
+//! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
+//! | back from PROT_NONE | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | unmap | MADV_DONTNEED |
+//!
+//! # Why a page is never lost or doubled while it is unhidden
+//!
+//! A page's hidden bit changes from clear to set only under the VMA's write
+//! lock. Faults hold its read lock, and several may unhide one page at once.
+//! Each first reads the bit. Set: it tries to bring the page back, and the
+//! region has the page *before* anyone clears the bit or empties the twin
+//! (MOVE fills one and empties the other in one step). So a loser's attempt
+//! ends in EEXIST (the region has it), ENOENT or EFAULT (the twin has it no
+//! more), and all of them mean "repeat the access". Clear: the page was never
+//! hidden, or is back already (the Acquire load of the bit pairs with the
+//! Release of clearing it); a zero page that the fault then tries to install
+//! meets EEXIST. No path leads from a set bit to a fresh page.
+
+use crate::access;
+use crate::region::{Notify, Region};
+use crate::uffd::{Privilege, UffdError, feature};
+use nix::errno::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
+use vmalab::stats::{self, Counter};
+
+/// Attempts of an ioctl that answers EAGAIN or ENOMEM without progress.
+const TRIES: u32 = 64;
+
+/// Source of zero pages that are copied: write-protected ones and those about
+/// to be stored to. Filled with zeros by the loader, read by the kernel only.
+static ZERO_PAGE: PageBuf = PageBuf::zeroed();
+
+/// See the module's documentation.
+pub struct UffdMmu {
+    region: Arc<Region>,
+    /// UFFDIO_MOVE is there (Linux 6.8). Without it hiding copies page by page.
+    moves: AtomicBool,
+}
+
+/// Counts attempts without progress, yielding between them.
+struct Retry(u32);
+
+impl Retry {
+    fn new() -> Retry {
+        Retry(0)
+    }
+
+    /// `true`: try again.
+    fn again(&mut self) -> bool {
+        self.0 += 1;
+        if self.0 > 4 {
+            // SAFETY: no arguments; async-signal-safe.
+            unsafe { libc::sched_yield() };
+        }
+        self.0 < TRIES
+    }
+}
+
+fn one_page(page: VirtAddr) -> PageRange {
+    PageRange::sized(page, PAGE_SIZE)
+}
+
+/// MADV_DONTNEED. It cannot fail on a mapped, unlocked range of ours.
+fn drop_pages(range: PageRange) {
+    let mut retry = Retry::new();
+    loop {
+        stats::count(Counter::HostMadvise);
+        // SAFETY: the range lies in a region or its twin, whose pages only
+        // faults and this crate care for.
+        let result = unsafe { libc::madvise(range.start().get() as *mut _, range.bytes(), libc::MADV_DONTNEED) };
+        match Errno::result(result) {
+            Ok(_) => return,
+            Err(Errno::EAGAIN | Errno::EINTR) if retry.again() => {}
+            Err(errno) => panic!("MADV_DONTNEED of {range:?}: {errno}"),
+        }
+    }
+}
+
+impl UffdMmu {
+    /// An empty region of `bytes`, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// [`RegionError`](crate::region::RegionError).
+    pub fn new(bytes: usize, notify: Notify, privilege: Privilege) -> Result<UffdMmu, crate::region::RegionError> {
+        let region = Arc::new(Region::new(bytes, notify, privilege)?);
+        let both = region.uffd().features() & region.twin_uffd().features();
+        Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), region })
+    }
+
+    /// The memory below.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// Whether pages are hidden by UFFDIO_MOVE.
+    pub fn moves(&self) -> bool {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Hides and unhides by copying from now on, as on a kernel without
+    /// UFFDIO_MOVE. For tests.
+    pub fn forget_move(&self) {
+        self.moves.store(false, Ordering::Relaxed);
+    }
+
+    /// Pages whose contents are hidden.
+    pub fn hidden_pages(&self) -> usize {
+        self.region.hidden().count()
+    }
+
+    fn bit(&self, page: VirtAddr) -> usize {
+        (page - self.region.range().start()) >> PAGE_SHIFT
+    }
+
+    fn check(&self, range: PageRange) {
+        assert!(self.region.range().covers(range), "{range:?} is outside the region");
+    }
+
+    /// UFFDIO_WRITEPROTECT to the end, however often it is interrupted.
+    fn set_protection(&self, range: PageRange, protect: bool) -> Result<(), MmuError> {
+        let mut retry = Retry::new();
+        loop {
+            match self.region.uffd().write_protect(range, protect) {
+                Ok(()) => return Ok(()),
+                Err(UffdError::Again { .. }) if retry.again() => {}
+                Err(UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("WRITEPROTECT", range.start(), error),
+            }
+        }
+    }
+
+    /// Takes the present pages of `run` out of sight.
+    fn hide_run(&self, run: PageRange) -> Result<(), MmuError> {
+        let mut at = run.start();
+        let mut retry = Retry::new();
+        while at < run.end() {
+            if !self.moves() {
+                self.hide_by_copy(at)?;
+                at = at + PAGE_SIZE;
+                continue;
+            }
+            // SAFETY: pages of the region; program and faults go without them
+            // once the mapping is PROT_NONE.
+            let moved = unsafe { self.region.twin_uffd().move_pages(self.region.twin(at), at, run.end() - at) };
+            let done = match moved {
+                Ok(()) => run.end() - at,
+                Err(UffdError::Again { done }) => {
+                    if done == 0 && !retry.again() {
+                        return Err(MmuError::Again);
+                    }
+                    done
+                }
+                // A hole after all.
+                Err(UffdError::NoEntry) => {
+                    at = at + PAGE_SIZE;
+                    continue;
+                }
+                Err(UffdError::NoMemory) if retry.again() => 0,
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone) => return Err(MmuError::Gone),
+                // EBUSY: pinned or shared. EINVAL, ENOSYS: no MOVE here. EEXIST:
+                // see `hide_by_copy`.
+                Err(UffdError::Busy | UffdError::Exists | UffdError::Fault | UffdError::Other(_)) => {
+                    self.hide_by_copy(at)?;
+                    at = at + PAGE_SIZE;
+                    continue;
+                }
+            };
+            self.region.hidden().set(self.bit(at), self.bit(at + done));
+            if done > 0 {
+                retry = Retry::new();
+            }
+            at = at + done;
+        }
+        Ok(())
+    }
+
+    /// Hides one page without MOVE. Write-protecting it first keeps stores out
+    /// of the copy's way.
+    fn hide_by_copy(&self, page: VirtAddr) -> Result<(), MmuError> {
+        self.set_protection(one_page(page), true)?;
+        let twin = self.region.twin(page);
+        let mut retry = Retry::new();
+        loop {
+            // SAFETY: the source is the page itself, which no store can reach.
+            match unsafe { self.region.twin_uffd().copy(twin, page.get() as *const u8, PAGE_SIZE, false) } {
+                Ok(()) => break,
+                // A hole: nothing to hide.
+                Err(UffdError::Fault) => return Ok(()),
+                // The bit is clear, so what the twin holds is worth nothing
+                // (a stray access may have left it).
+                Err(UffdError::Exists) if retry.again() => drop_pages(one_page(twin)),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("COPY to the twin", page, error),
+            }
+        }
+        self.region.hidden().set(self.bit(page), self.bit(page) + 1);
+        drop_pages(one_page(page));
+        Ok(())
+    }
+
+    /// Brings a page back by MOVE. `Ok(false)`: it cannot be moved.
+    fn unhide_by_move(&self, page: VirtAddr) -> Result<bool, MmuError> {
+        let mut retry = Retry::new();
+        loop {
+            // SAFETY: the twin's page has no other use; stores are permitted.
+            match unsafe { self.region.uffd().move_pages(page, self.region.twin(page), PAGE_SIZE) } {
+                Ok(()) => {
+                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    return Ok(true);
+                }
+                // Another thread was first, see the module's documentation.
+                Err(UffdError::Exists | UffdError::NoEntry) => return Ok(true),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone) => return Err(MmuError::Gone),
+                Err(UffdError::Busy | UffdError::Fault | UffdError::Other(_)) => return Ok(false),
+            }
+        }
+    }
+
+    /// Brings a page back by COPY.
+    fn unhide_by_copy(&self, page: VirtAddr, writable: bool) -> Result<(), MmuError> {
+        let twin = self.region.twin(page);
+        let mut retry = Retry::new();
+        loop {
+            // SAFETY: the twin's page, which nobody writes.
+            match unsafe { self.region.uffd().copy(page, twin.get() as *const u8, PAGE_SIZE, !writable) } {
+                Ok(()) => {
+                    // The twin is emptied while the bit still says hidden: who
+                    // finds it empty finds the page in the region.
+                    drop_pages(one_page(twin));
+                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    return Ok(());
+                }
+                // Another thread was first, see the module's documentation.
+                Err(UffdError::Exists | UffdError::Fault) => return Ok(()),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("COPY from the twin", page, error),
+            }
+        }
+    }
+}
+
+/// An answer that arguments of ours cannot cause. It may be met in a signal
+/// handler, where a panic must not unwind: say it in one write and abort.
+#[cold]
+fn unexpected(what: &str, at: VirtAddr, error: UffdError) -> ! {
+    let errno = match error {
+        UffdError::Other(errno) => errno as i32,
+        UffdError::Busy => libc::EBUSY,
+        UffdError::Fault => libc::EFAULT,
+        UffdError::Exists => libc::EEXIST,
+        _ => 0,
+    };
+    let mut text = [0u8; 160];
+    let mut rest = &mut text[..];
+    // Formatting integers and strings into a buffer allocates nothing.
+    let _ = std::io::Write::write_fmt(
+        &mut rest,
+        format_args!("vmalab: userfaultfd {what} at {at:x} failed with errno {errno}; this is a bug\n"),
+    );
+    let len = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+    // SAFETY: writes the buffer; abort does not return.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), len);
+        libc::abort()
+    }
+}
+
+impl Mmu for UffdMmu {
+    fn range(&self) -> PageRange {
+        self.region.range()
+    }
+
+    fn install(
+        &self,
+        page: VirtAddr,
+        content: Content<'_>,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        let uffd = self.region.uffd();
+        let mut retry = Retry::new();
+        loop {
+            let result = match &content {
+                // Never where stores are forbidden: the host's own copy-on-write
+                // would let one pass. Nor for a store, which would fault again.
+                Content::Zero if writable && !for_write => uffd.zeropage(page),
+                // SAFETY: a static page of zeros.
+                Content::Zero => unsafe { uffd.copy(page, ZERO_PAGE.0.as_ptr(), PAGE_SIZE, !writable) },
+                // SAFETY: one page of bytes, borrowed for the call.
+                Content::Page(bytes) => unsafe { uffd.copy(page, bytes.0.as_ptr(), PAGE_SIZE, !writable) },
+            };
+            match result {
+                Ok(()) => return Ok(Installed::New),
+                Err(UffdError::Exists) => return Ok(Installed::Exists),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("COPY or ZEROPAGE", page, error),
+            }
+        }
+    }
+
+    fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
+        let hidden = self.region.hidden();
+        // One relaxed load where nothing is hidden. Enough: a page that we must
+        // see was hidden under the VMA lock that we now hold for reading.
+        if hidden.is_empty() || !hidden.get(self.bit(page)) {
+            return Ok(false);
+        }
+        // MOVE drops write protection, so it is only for writable mappings.
+        if writable && self.moves() && self.unhide_by_move(page)? {
+            return Ok(true);
+        }
+        self.unhide_by_copy(page, writable)?;
+        Ok(true)
+    }
+
+    fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
+        self.set_protection(one_page(page), false)
+    }
+
+    fn zap(&self, range: PageRange) {
+        self.check(range);
+        if range.is_empty() {
+            return;
+        }
+        drop_pages(range);
+        let hidden = self.region.hidden();
+        if hidden.is_empty() {
+            return;
+        }
+        // The hidden pages' span in one call: a call costs a TLB shootdown.
+        let (mut first, mut last) = (usize::MAX, 0);
+        hidden.clear(self.bit(range.start()), self.bit(range.end()), |from, to| {
+            first = first.min(from);
+            last = last.max(to);
+        });
+        if first < last {
+            let twin = self.region.twin(self.region.range().start());
+            drop_pages(PageRange::new(twin + (first << PAGE_SHIFT), twin + (last << PAGE_SHIFT)));
+        }
+    }
+
+    fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError> {
+        self.check(range);
+        if range.is_empty() || from == to {
+            return Ok(());
+        }
+        match (from, to) {
+            // Hidden pages come back one by one, with the protection of the day.
+            (PageAccess::None, _) => Ok(()),
+            (_, PageAccess::None) => self.region.presence().runs(range, |run| self.hide_run(run)),
+            (_, PageAccess::Read) => self.set_protection(range, true),
+            (_, PageAccess::ReadWrite) => self.set_protection(range, false),
+        }
+    }
+
+    fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {
+        let (dst, src, len) = match op {
+            AccessOp::Load(buf) => (buf.as_mut_ptr() as usize, addr.get(), buf.len()),
+            AccessOp::Store(buf) => (addr.get(), buf.as_ptr() as usize, buf.len()),
+        };
+        assert!(self.region.range().contains(addr) && len <= self.region.range().end() - addr, "access outside the region");
+        // SAFETY: one side is the caller's buffer, the other lies in our
+        // region, where every fault is served or comes back as a signal.
+        unsafe { access::copy(dst, src, len) }.map_err(|(signal, _)| Trap::Signal(signal))
+    }
+}

@@ -1,0 +1,236 @@
+//! [`Region`]: the memory below one address space.
+//!
+//! One reservation holds, in ascending order, the **region** (the addresses
+//! that the program uses), a guard, its **twin** (same size, where the
+//! contents of PROT_NONE mappings wait out of sight) and another guard.
+//! Region and twin are one host VMA each, registered before anything is
+//! touched; no host mmap, munmap, mprotect or mremap follows until the end.
+//!
+//! The twin has a userfaultfd of its own, always with SIGBUS delivery, so that
+//! the kernel's own access to a twin page that is not there fails at once
+//! (EFAULT) and never waits for a handler thread.
+
+use crate::hidden::PageBits;
+use crate::presence::Presence;
+use crate::uffd::{OpenError, Privilege, Uffd, feature};
+use nix::errno::Errno;
+use std::fmt;
+use std::ptr;
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+
+/// Start of region and twin are aligned to this: a whole page-table page.
+const ALIGN: usize = 2 << 20;
+/// User space has 47 address bits; the reservation takes twice the region.
+const SIZE_MAX: usize = 1 << 45;
+
+/// Why a region could not be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegionError {
+    /// Zero bytes, or more than the host's address space holds twice.
+    Size {
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// The host refused the memory.
+    Reserve {
+        /// What was asked for.
+        bytes: usize,
+        /// The call that failed.
+        call: &'static str,
+        /// How.
+        errno: Errno,
+    },
+    /// No userfaultfd.
+    Open(OpenError),
+    /// UFFDIO_REGISTER failed.
+    Register(Errno),
+}
+
+impl fmt::Display for RegionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RegionError::Size { bytes } => {
+                write!(f, "a region of {bytes} bytes is impossible: ask for one page up to {SIZE_MAX} bytes")
+            }
+            RegionError::Reserve { bytes, call, errno } => write!(
+                f,
+                "cannot reserve a region of {bytes} bytes (twice that is needed; {call}: {errno}): ask for a smaller \
+                 region, raise the address-space limit (ulimit -v), or set vm.overcommit_memory to 0 or 1"
+            ),
+            RegionError::Open(error) => error.fmt(f),
+            RegionError::Register(errno) => write!(
+                f,
+                "cannot register memory with userfaultfd ({errno}): a kernel with write protection is needed (Linux 5.7)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RegionError {}
+
+impl From<OpenError> for RegionError {
+    fn from(error: OpenError) -> RegionError {
+        RegionError::Open(error)
+    }
+}
+
+/// Who is told of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notify {
+    /// The faulting thread, by SIGBUS.
+    Signal,
+    /// Whoever reads the userfaultfd.
+    Queue,
+}
+
+/// See the module's documentation.
+///
+/// # Invariants
+/// `range` and its twin (at `+ twin_offset`) lie in the reservation, are
+/// readable and writable anonymous memory, registered with `uffd` and
+/// `twin_uffd`. Nothing in this process but page faults we serve, and the
+/// program's own raw accesses, touches them.
+pub struct Region {
+    // Dropped in this order, after `Drop::drop` has unmapped: closing a
+    // userfaultfd wakes whoever still waits for it, to find nothing mapped.
+    uffd: Uffd,
+    twin_uffd: Uffd,
+    hidden: PageBits,
+    presence: Presence,
+    range: PageRange,
+    twin_offset: usize,
+    reservation: PageRange,
+}
+
+/// An anonymous reservation that is given back unless it is kept.
+struct Reservation(PageRange);
+
+impl Reservation {
+    fn new(bytes: usize) -> Result<Reservation, Errno> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping where the kernel likes.
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        // After mlockall(MCL_FUTURE) it would be locked, so filled before it is
+        // registered, and deaf to MADV_DONTNEED.
+        // SAFETY: our new mapping.
+        unsafe { libc::munlock(base, bytes) };
+        Ok(Reservation(PageRange::sized(VirtAddr(base as usize), bytes)))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap(self.0);
+    }
+}
+
+fn unmap(range: PageRange) {
+    // SAFETY: the range is a reservation of this module, and its owner is gone.
+    let result = unsafe { libc::munmap(range.start().get() as *mut _, range.bytes()) };
+    assert_eq!(result, 0, "munmap of a whole reservation: {}", Errno::last());
+}
+
+/// Makes `range` of a reservation usable, but for its userfaultfd.
+fn open_up(range: PageRange) -> Result<(), (&'static str, Errno)> {
+    let (start, len) = (range.start().get() as *mut libc::c_void, range.bytes());
+    // SAFETY: the range lies in our own reservation.
+    unsafe {
+        if libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE) != 0 {
+            return Err(("mprotect", Errno::last()));
+        }
+        // Not in a child: there it would be half-served.
+        if libc::madvise(start, len, libc::MADV_DONTFORK) != 0 {
+            return Err(("madvise(MADV_DONTFORK)", Errno::last()));
+        }
+        // Fails only where the kernel has no transparent huge pages.
+        libc::madvise(start, len, libc::MADV_NOHUGEPAGE);
+    }
+    Ok(())
+}
+
+impl Region {
+    /// Reserves and registers a region of `bytes`, rounded up to whole pages.
+    /// Nothing is left behind on failure.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn new(bytes: usize, notify: Notify, privilege: Privilege) -> Result<Region, RegionError> {
+        let bytes = match page_align_up(bytes) {
+            Some(rounded) if (PAGE_SIZE..=SIZE_MAX).contains(&rounded) => rounded,
+            _ => return Err(RegionError::Size { bytes }),
+        };
+        let failed = |(call, errno)| RegionError::Reserve { bytes, call, errno };
+        let align = if bytes >= ALIGN { ALIGN } else { PAGE_SIZE };
+        // Region and twin, each rounded up to the alignment, a guard behind each,
+        // and what aligning the start may cost.
+        let twin_offset = bytes.next_multiple_of(align) + align;
+        let reservation = Reservation::new(2 * twin_offset + align).map_err(|errno| failed(("mmap", errno)))?;
+        let start = VirtAddr(reservation.0.start().get().next_multiple_of(align));
+        let range = PageRange::sized(start, bytes);
+        let twin = PageRange::sized(start + twin_offset, bytes);
+        open_up(range).map_err(failed)?;
+        open_up(twin).map_err(failed)?;
+
+        let (needed, wanted) = match notify {
+            Notify::Signal => (feature::WP | feature::SIGBUS, feature::MOVE),
+            Notify::Queue => (feature::WP | feature::THREAD_ID, feature::EXACT_ADDRESS | feature::MOVE),
+        };
+        let uffd = Uffd::open(privilege, needed, wanted)?;
+        let twin_uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?;
+        uffd.register(range).map_err(RegionError::Register)?;
+        twin_uffd.register(twin).map_err(RegionError::Register)?;
+        let hidden = PageBits::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
+
+        let whole = reservation.0;
+        std::mem::forget(reservation);
+        tracing::debug!(?range, ?twin, origin = %uffd.origin(), "region registered");
+        Ok(Region { uffd, twin_uffd, hidden, presence: Presence::new(), range, twin_offset, reservation: whole })
+    }
+
+    /// The addresses of the region.
+    pub fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// Everything that is reserved: region, twin and guards.
+    pub fn reservation(&self) -> PageRange {
+        self.reservation
+    }
+
+    /// The region's userfaultfd.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// The twin's.
+    pub(crate) fn twin_uffd(&self) -> &Uffd {
+        &self.twin_uffd
+    }
+
+    /// Where the contents of `page` wait while hidden.
+    pub(crate) fn twin(&self, page: VirtAddr) -> VirtAddr {
+        page + self.twin_offset
+    }
+
+    /// Which pages are hidden.
+    pub(crate) fn hidden(&self) -> &PageBits {
+        &self.hidden
+    }
+
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // Unmapped first, and closed after (by the fields' own drops): after
+        // UFFDIO_UNREGISTER, or a close, of memory still mapped, a late access
+        // would find plain memory and pass in silence. Unmapping ends the
+        // registration as well.
+        unmap(self.reservation);
+    }
+}

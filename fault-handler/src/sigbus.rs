@@ -1,0 +1,395 @@
+//! The signal handlers: SIGBUS, which is how a fault of the region arrives,
+//! and SIGSEGV, for the access routines only.
+//!
+//! Both first decide whose signal it is and hand everything else to the
+//! action that was installed before. They are installed once per process,
+//! with the first region, and stay. A program that installs its own SIGBUS
+//! handler later must do as we do: call the previous one for what is not its.
+//!
+//! Flags of the SIGBUS handler:
+//! - SA_SIGINFO: the address and the registers are what it is all about;
+//! - SA_RESTART: in queue delivery a SIGBUS can reach a thread inside a
+//!   system call that has nothing to do with it;
+//! - no SA_ONSTACK: serving a fault needs some 10 KiB, and the alternate stack
+//!   that Rust's std gives each thread has 8, of which the registers of an
+//!   AVX-512 machine take 3.4. The handler runs on the faulting thread's own
+//!   stack;
+//! - SIGSEGV in sa_mask: a SIGSEGV that the handler sends to its own thread
+//!   waits until the handler has returned, and then meets the context of the
+//!   faulting instruction.
+//!
+//! The SIGSEGV handler runs on the alternate stack if the previous one did:
+//! stack overflows are still reported.
+
+use crate::access::{fixup_for, signal_code};
+use crate::registry::{self, Found};
+use crate::siginfo::{self, SigInfo};
+use nix::errno::Errno;
+use std::cell::{Cell, UnsafeCell};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vmalab::addr::VirtAddr;
+use vmalab::fault::{Access, Outcome, Signal};
+use vmalab::rcu;
+
+/// Bits of the x86 page-fault error code.
+const ERR_PRESENT: i64 = 1 << 0;
+const ERR_WRITE: i64 = 1 << 1;
+
+/// The action that a signal had before ours.
+struct Previous {
+    action: UnsafeCell<MaybeUninit<libc::sigaction>>,
+    /// Its SA_RESETHAND has come true: it is SIG_DFL from now on.
+    reset: AtomicBool,
+}
+
+// SAFETY: `action` is written once, before the handler that reads it is installed.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS_BUS: Previous = Previous::new();
+static PREVIOUS_SEGV: Previous = Previous::new();
+
+impl Previous {
+    const fn new() -> Previous {
+        Previous { action: UnsafeCell::new(MaybeUninit::uninit()), reset: AtomicBool::new(false) }
+    }
+
+    /// # Safety
+    /// From a handler that `install_one` installed with this object.
+    unsafe fn get(&self) -> libc::sigaction {
+        // SAFETY: written before the handler was installed.
+        let mut action = unsafe { (*self.action.get()).assume_init() };
+        if self.reset.load(Ordering::Relaxed) {
+            action.sa_sigaction = libc::SIG_DFL;
+        }
+        action
+    }
+}
+
+/// Installs both handlers, once per process.
+///
+/// # Errors
+/// The host's.
+pub fn install() -> Result<(), Errno> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !*done {
+        install_one(libc::SIGSEGV, on_sigsegv, &PREVIOUS_SEGV, |previous| {
+            (previous.sa_flags & (libc::SA_ONSTACK | libc::SA_RESTART), None)
+        })?;
+        install_one(libc::SIGBUS, on_sigbus, &PREVIOUS_BUS, |_| (libc::SA_RESTART, Some(libc::SIGSEGV)))?;
+        *done = true;
+    }
+    Ok(())
+}
+
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+fn install_one(
+    signal: i32,
+    handler: Handler,
+    previous: &'static Previous,
+    choose: impl Fn(&libc::sigaction) -> (i32, Option<i32>),
+) -> Result<(), Errno> {
+    // SAFETY: plain sigaction calls with initialised structures. The previous
+    // action is stored before the handler that reads it can run, and `install`
+    // lets one thread through once.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        Errno::result(libc::sigaction(signal, ptr::null(), &mut old))?;
+        (*previous.action.get()).write(old);
+        let (flags, masked) = choose(&old);
+        let mut new: libc::sigaction = std::mem::zeroed();
+        new.sa_sigaction = handler as usize;
+        new.sa_flags = libc::SA_SIGINFO | flags;
+        libc::sigemptyset(&mut new.sa_mask);
+        if let Some(masked) = masked {
+            libc::sigaddset(&mut new.sa_mask, masked);
+        }
+        Errno::result(libc::sigaction(signal, &new, ptr::null_mut()))?;
+    }
+    Ok(())
+}
+
+/// The interrupted context, as far as we read and change it.
+struct Context(*mut libc::ucontext_t);
+
+impl Context {
+    fn register(&self, which: i32) -> i64 {
+        // SAFETY: the kernel gave the handler this context; only this handler
+        // uses it until it returns.
+        unsafe { (*self.0).uc_mcontext.gregs[which as usize] }
+    }
+
+    fn rip(&self) -> usize {
+        self.register(libc::REG_RIP) as usize
+    }
+
+    /// Goes on at `rip` with `rax`.
+    fn redirect(&self, rip: usize, rax: u64) {
+        // SAFETY: as in `register`.
+        unsafe {
+            (*self.0).uc_mcontext.gregs[libc::REG_RIP as usize] = rip as i64;
+            (*self.0).uc_mcontext.gregs[libc::REG_RAX as usize] = rax as i64;
+        }
+    }
+
+    /// The signals blocked in the interrupted program: the kernel's one word,
+    /// of which libc's type is a larger relative.
+    fn blocked(&self) -> *mut u64 {
+        // SAFETY: as in `register`; only a place is computed.
+        unsafe { (&raw mut (*self.0).uc_sigmask).cast() }
+    }
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// A fault of ours, however it arrived.
+struct Fault {
+    addr: VirtAddr,
+    access: Access,
+    /// Queue delivery: the arming number that the handler thread had seen.
+    queued: Option<u32>,
+}
+
+fn fault_of(info: &SigInfo, context: &Context) -> Option<Fault> {
+    if info.code == libc::BUS_ADRERR {
+        let error = context.register(libc::REG_ERR);
+        let access = Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 };
+        return Some(Fault { addr: VirtAddr(info.addr()), access, queued: None });
+    }
+    let (addr, access, armed) = siginfo::decode_queued(info)?;
+    Some(Fault { addr, access, queued: Some(armed) })
+}
+
+extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let errno = Errno::last_raw();
+    let context = Context(context.cast());
+    // SAFETY: the kernel's siginfo, of which `SigInfo` is the layout.
+    let known = unsafe { &*info.cast::<SigInfo>() };
+    match fault_of(known, &context) {
+        None => chain(&PREVIOUS_BUS, signal, info, &context),
+        Some(fault) => on_fault(signal, info, &context, &fault),
+    }
+    Errno::set_raw(errno);
+}
+
+fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault) {
+    let verdict = {
+        let section = rcu::FAULTS.enter();
+        match registry::find(&section, fault.addr) {
+            Found::Region(serve) => Some(serve.serve_fault(fault.addr, fault.access)),
+            Found::Nothing => Some(Outcome::Signal(Signal::MapErr)),
+            Found::Foreign => None,
+        }
+    };
+    if fault.queued.is_some() {
+        CONSUMED.count();
+    }
+    let fixup = fixup_for(context.rip());
+    match (verdict, fixup) {
+        (Some(Outcome::Done), _) => {}
+        // The space went away between the queue's decision and ours: the
+        // access, repeated, will tell.
+        (None, _) if fault.queued.is_some() => {}
+        // Repeat the access: if it still faults, it is asked again.
+        (Some(Outcome::Signal(_)), _) if !confirmed(fault, context.rip()) => {}
+        (Some(Outcome::Signal(earned)), Some(fixup)) => context.redirect(fixup, signal_code(earned)),
+        (None, _) if maybe_late(fault, context.rip()) => {}
+        // Not our memory, but our routine: say a truncated file's mapping.
+        (None, Some(fixup)) => context.redirect(fixup, signal_code(Signal::Bus)),
+        (None, None) => chain(&PREVIOUS_BUS, signal, info, context),
+        (Some(Outcome::Signal(Signal::MapErr)), None) => raise_segv(context, fault.addr, siginfo::SEGV_MAPERR),
+        (Some(Outcome::Signal(Signal::AccErr)), None) => raise_segv(context, fault.addr, siginfo::SEGV_ACCERR),
+        (Some(Outcome::Signal(Signal::Bus)), None) => {
+            let mut bus = SigInfo::fault(libc::SIGBUS, libc::BUS_ADRERR, fault.addr.get());
+            chain(&PREVIOUS_BUS, signal, (&raw mut bus).cast(), context);
+        }
+    }
+}
+
+/// The access that a thread was last told to repeat, for [`confirmed`] and
+/// [`maybe_late`].
+#[derive(Clone, Copy)]
+struct Armed {
+    rip: usize,
+    addr: usize,
+    number: u32,
+}
+
+thread_local! {
+    /// Const-initialised and without destructor: async-signal-safe.
+    static ARMED: Cell<Armed> = const { Cell::new(NOT_ARMED) };
+}
+
+const NOT_ARMED: Armed = Armed { rip: 0, addr: 0, number: 0 };
+
+/// Numbers the armings of [`confirmed`].
+static ARMINGS: AtomicU32 = AtomicU32::new(1);
+
+/// The latest arming. A handler thread reads it before it reads messages.
+pub(crate) fn armings() -> u32 {
+    // SeqCst: pairs with the SeqCst addition in `confirmed`: who reads a number
+    // here reads messages after that arming.
+    ARMINGS.load(Ordering::SeqCst)
+}
+
+/// Whether the interrupted instruction is the one that faulted.
+///
+/// For a synchronous signal it is. A signal sent by a handler thread may come
+/// late: the access may have gone through meanwhile (another thread mapped the
+/// page), or another signal may have made the thread repeat it, so that two
+/// were sent. Such a signal must not hit whatever runs now. So the first one
+/// only *arms* the thread, with the instruction and the address, and lets it
+/// repeat the access. If it faults again, its message is read after the arming
+/// (an unread message vanishes when its thread leaves the wait, so older ones
+/// cannot turn up), and the second signal, with the arming's number or a later
+/// one, is proof.
+fn confirmed(fault: &Fault, rip: usize) -> bool {
+    let Some(seen) = fault.queued else { return true };
+    let armed = ARMED.get();
+    let at_least = seen.wrapping_sub(armed.number) < u32::MAX / 2;
+    if armed.rip == rip && armed.addr == fault.addr.get() && at_least {
+        ARMED.set(NOT_ARMED);
+        return true;
+    }
+    // SeqCst: pairs with `armings`.
+    let number = ARMINGS.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+    ARMED.set(Armed { rip, addr: fault.addr.get(), number });
+    false
+}
+
+/// Whether a fault that nobody serves may have been taken in a region that has
+/// gone since: between the hardware's fault and our look at the table, a
+/// thread can be off the CPU for long. Its access is repeated once, and then
+/// meets what is there now; a SIGBUS that was never ours comes again.
+fn maybe_late(fault: &Fault, rip: usize) -> bool {
+    if !registry::any_freed() {
+        return false;
+    }
+    let (armed, addr) = (ARMED.get(), fault.addr.get());
+    let again = armed.rip == rip && armed.addr == addr;
+    ARMED.set(if again { NOT_ARMED } else { Armed { rip, addr, number: armings() } });
+    !again
+}
+
+/// Queued signals that arrived, by thread: how a handler thread tells a thread
+/// that cannot take signals.
+pub(crate) static CONSUMED: Consumed = Consumed([const { AtomicU32::new(0) }; 64]);
+
+pub(crate) struct Consumed([AtomicU32; 64]);
+
+impl Consumed {
+    fn count(&self) {
+        self.of(siginfo::thread_id()).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counter that `thread` shares with few others.
+    pub(crate) fn of(&self, thread: i32) -> &AtomicU32 {
+        &self.0[thread as usize % 64]
+    }
+}
+
+extern "C" fn on_sigsegv(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let errno = Errno::last_raw();
+    let context = Context(context.cast());
+    // SAFETY: as in `on_sigbus`.
+    let known = unsafe { &*info.cast::<SigInfo>() };
+    // A positive code comes from the kernel: this instruction did it.
+    match fixup_for(context.rip()) {
+        Some(fixup) if known.code == siginfo::SEGV_ACCERR => context.redirect(fixup, signal_code(Signal::AccErr)),
+        Some(fixup) if known.code > 0 => context.redirect(fixup, signal_code(Signal::MapErr)),
+        _ => chain(&PREVIOUS_SEGV, signal, info, &context),
+    }
+    Errno::set_raw(errno);
+}
+
+/// Gives `signal` its default action.
+pub(crate) fn set_default(signal: i32) {
+    // SAFETY: SIG_DFL with no flags is a valid action.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(signal, &action, ptr::null_mut());
+    }
+}
+
+/// Whether `signal` is ignored.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a query of the current action.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action);
+        action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// SIGSEGV for the interrupted instruction, after our handler has returned,
+/// with what the kernel would have said. Blocked or ignored it kills, as the
+/// kernel's own (`force_sig_fault`) does.
+fn raise_segv(context: &Context, addr: VirtAddr, code: i32) {
+    // SAFETY: the handler's own context.
+    let blocked = unsafe { *context.blocked() & bit(libc::SIGSEGV) != 0 };
+    if blocked || is_ignored(libc::SIGSEGV) {
+        set_default(libc::SIGSEGV);
+        // SAFETY: as above.
+        unsafe { *context.blocked() &= !bit(libc::SIGSEGV) };
+    }
+    siginfo::send(siginfo::thread_id(), &SigInfo::fault(libc::SIGSEGV, code, addr.get()));
+}
+
+/// Does what the action before ours would have done.
+fn chain(previous: &Previous, signal: i32, info: *mut libc::siginfo_t, context: &Context) {
+    // SAFETY: called from the handlers that go with `previous`; `info` is valid.
+    let (action, code) = unsafe { (previous.get(), (*info.cast::<SigInfo>()).code) };
+    let from_kernel = code > 0;
+    match action.sa_sigaction {
+        libc::SIG_IGN if !from_kernel => {}
+        // A fault whose signal is ignored kills as well.
+        libc::SIG_DFL | libc::SIG_IGN => {
+            set_default(signal);
+            if !from_kernel {
+                // Nothing would repeat it. It waits until we return.
+                siginfo::send(siginfo::thread_id(), &SigInfo::user(signal));
+            }
+        }
+        handler => {
+            if action.sa_flags & libc::SA_RESETHAND != 0 {
+                previous.reset.store(true, Ordering::Relaxed);
+            }
+            call(handler, &action, signal, info, context);
+        }
+    }
+}
+
+/// Calls a previous handler with the signals blocked that it asked for.
+fn call(handler: usize, action: &libc::sigaction, signal: i32, info: *mut libc::siginfo_t, context: &Context) {
+    // SAFETY: the masks are the kernel's 8 bytes; the handler is what the
+    // program installed for this signal, called as its flags say.
+    unsafe {
+        let mut mask = *context.blocked() | *(&raw const action.sa_mask).cast::<u64>();
+        if action.sa_flags & libc::SA_NODEFER == 0 {
+            mask |= bit(signal);
+        }
+        let mut ours = 0u64;
+        set_mask(&mask, &mut ours);
+        if action.sa_flags & libc::SA_SIGINFO != 0 {
+            let handler: Handler = std::mem::transmute(handler);
+            handler(signal, info, context.0.cast());
+        } else {
+            let handler: extern "C" fn(i32) = std::mem::transmute(handler);
+            handler(signal);
+        }
+        set_mask(&ours, &mut mask);
+    }
+}
+
+/// `rt_sigprocmask(SIG_SETMASK)` on the kernel's own 8 bytes.
+fn set_mask(new: &u64, old: &mut u64) {
+    // SAFETY: both point to 8 bytes.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, new, old, size_of::<u64>()) };
+}
