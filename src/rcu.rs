@@ -41,9 +41,9 @@
 //!
 //! # Deferred work
 //!
-//! [`defer`] queues on the calling mutator's slot. Every [`BATCH`] items the
-//! mutator pushes the grace periods along and frees what is due; at
-//! [`BACKLOG_MAX`] it waits. Sections never run it.
+//! [`defer`] queues on the calling mutator's slot. Once [`BATCH`] items wait, the
+//! mutator's next [`poll`] pushes the grace periods along and frees what is
+//! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
 
 use crate::sync::{AtomicBool, AtomicU64, Backoff, Mutex, Ordering, compiler_fence, fence};
 use crate::thread::{self, SLOTS};
@@ -51,7 +51,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Once;
 
-/// Deferred items on one slot before the mutator looks for a grace period.
+/// Deferred items on one slot before [`poll`] looks for a grace period.
 pub const BATCH: usize = 1024;
 /// Deferred items on one slot at which the mutator waits for a grace period.
 pub const BACKLOG_MAX: usize = 8192;
@@ -123,6 +123,14 @@ pub struct ReadGuard {
 #[inline]
 pub fn read() -> ReadGuard {
     READERS.enter()
+}
+
+impl ReadGuard {
+    /// The domain whose grace periods wait for this section.
+    #[inline]
+    pub fn domain(&self) -> &'static Domain {
+        self.domain
+    }
 }
 
 impl Drop for ReadGuard {
@@ -360,22 +368,35 @@ pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe 
         queue.extend(objects.map(|object| Deferred { stamp, object, reclaim }));
         queue.len()
     };
+    if backlog >= BACKLOG_MAX {
+        READERS.synchronize();
+        run_due(queue);
+    }
+}
+
+/// Pushes grace periods along and reclaims what is due, if the calling mutator
+/// has deferred [`BATCH`] items. Mutators call it after every operation, when
+/// they hold no lock: a heavy barrier costs microseconds, and other threads'
+/// frees run here.
+#[inline]
+pub fn poll() {
+    let queue = my_queue();
+    let backlog = queue.lock().expect("deferred queue").len();
     if backlog >= BATCH {
-        reclaim_due(queue, backlog);
+        reclaim_due(queue);
     }
 }
 
 #[cold]
-fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>, backlog: usize) {
-    // Aim at the oldest half: with a grace period in progress the newest items
+fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>) {
+    // Aim at the older half: with a grace period in progress the newest items
     // would need a second one.
-    let aim = |queue: &VecDeque<Deferred>| queue.get(queue.len() / 2).map_or(0, |d| d.stamp);
-    let stamp = aim(&queue.lock().expect("deferred queue"));
-    if !READERS.is_over(stamp) {
-        READERS.push(stamp);
-    }
-    if backlog >= BACKLOG_MAX {
-        READERS.synchronize();
+    let middle = {
+        let queue = queue.lock().expect("deferred queue");
+        queue.get(queue.len() / 2).map_or(0, |deferred| deferred.stamp)
+    };
+    if !READERS.is_over(middle) {
+        READERS.push(middle);
     }
     run_due(queue);
 }
@@ -545,6 +566,7 @@ mod tests {
             let old = shared.swap(new(), Ordering::AcqRel);
             // SAFETY: unlinked by the swap; `poison` frees it once.
             unsafe { defer(old.cast(), poison) };
+            poll();
         }
         stop.store(true, Ordering::Relaxed);
         for reader in readers {
