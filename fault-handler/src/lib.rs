@@ -1,4 +1,19 @@
-//! Real page faults for vmalab.
+//! Real page faults for vmalab: a region under userfaultfd, fault delivery and
+//! page installation.
+//!
+//! [`AddressSpace`] is the way in; the modules below are for `vmalab doctor`,
+//! for tests, and for those who build something else from the parts:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`space`] | an `Mm` with everything it needs below it |
+//! | [`mmu`] | the core's `Mmu` on real page tables |
+//! | [`region`] | the memory: reserved, registered, given back |
+//! | [`uffd`] | one userfaultfd: how it is created, its ioctls |
+//! | [`registry`] | from an address to the space that serves it, in a signal handler |
+//! | [`sigbus`] | the signal handlers |
+//! | [`queue`] | the handler threads |
+//! | [`access`] | loads and stores that report a signal instead of raising it |
 
 pub mod access;
 mod hidden;
@@ -9,4 +24,7 @@ pub mod region;
 pub mod registry;
 mod siginfo;
 pub mod sigbus;
+pub mod space;
 pub mod uffd;
+
+pub use space::{AddressSpace, Builder, Delivery, Error};

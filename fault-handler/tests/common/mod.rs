@@ -26,7 +26,7 @@ pub enum State {
     NoMemory,
 }
 
-const STATES: [State; 5] = [State::Unmapped, State::None, State::Read, State::ReadWrite, State::NoMemory];
+pub const STATES: [State; 5] = [State::Unmapped, State::None, State::Read, State::ReadWrite, State::NoMemory];
 
 impl State {
     fn access(self) -> PageAccess {
