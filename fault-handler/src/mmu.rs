@@ -383,7 +383,10 @@ impl Mmu for UffdMmu {
             AccessOp::Load(buf) => (buf.as_mut_ptr() as usize, addr.get(), buf.len()),
             AccessOp::Store(buf) => (addr.get(), buf.as_ptr() as usize, buf.len()),
         };
-        assert!(self.region.range().contains(addr) && len <= self.region.range().end() - addr, "access outside the region");
+        assert!(
+            self.region.range().contains(addr) && len <= self.region.range().end() - addr,
+            "access outside the region"
+        );
         // SAFETY: one side is the caller's buffer, the other lies in our
         // region, where every fault is served or comes back as a signal.
         unsafe { access::copy(dst, src, len) }.map_err(|(signal, _)| Trap::Signal(signal))

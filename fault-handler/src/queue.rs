@@ -23,8 +23,8 @@
 
 use crate::region::Region;
 use crate::registry::{self, Found};
-use crate::siginfo;
 use crate::sigbus;
+use crate::siginfo;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -144,9 +144,9 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OpenError::Missing => {
-                f.write_str("the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD=y (Linux 5.11 or later)")
-            }
+            OpenError::Missing => f.write_str(
+                "the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD=y (Linux 5.11 or later)",
+            ),
             OpenError::Denied(attempts) => {
                 f.write_str("no right to create a userfaultfd (")?;
                 for (i, attempt) in attempts.iter().enumerate() {

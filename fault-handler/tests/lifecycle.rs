@@ -1,8 +1,8 @@
 //! Creation without rights, limits, and endings that leave nothing behind.
 
-mod common;
 #[path = "common/child.rs"]
 mod child_process;
+mod common;
 
 use child_process::{End, ends, scenario};
 use common::{How, Served, State};
