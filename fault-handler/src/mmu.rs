@@ -224,6 +224,8 @@ impl UffdMmu {
                     self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
                     return Ok(true);
                 }
+                // Not a page but a poison marker, perhaps: COPY replaces it.
+                Err(UffdError::Exists) if self.region.is_poisoned() => return Ok(false),
                 // Another thread was first, see the module's documentation.
                 Err(UffdError::Exists | UffdError::NoEntry) => return Ok(true),
                 Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
@@ -305,7 +307,7 @@ impl Mmu for UffdMmu {
             let result = match &content {
                 // Never where stores are forbidden: the host's own copy-on-write
                 // would let one pass. Nor for a store, which would fault again.
-                Content::Zero if writable && !for_write => uffd.zeropage(page),
+                Content::Zero if writable && !for_write && !self.region.is_poisoned() => uffd.zeropage(page),
                 // SAFETY: a static page of zeros.
                 Content::Zero => unsafe { uffd.copy(page, ZERO_PAGE.0.as_ptr(), PAGE_SIZE, !writable) },
                 // SAFETY: one page of bytes, borrowed for the call.
