@@ -155,6 +155,21 @@ pub(crate) struct Prepared<'w, S: LockScheme> {
     /// Old VMAs, locked, by their place; taken as they find their use.
     old: SmallVec<[Option<VmaWrite<'w, S>>; 4]>,
     new: SmallVec<[VmaNew<'w, S>; 4]>,
+    /// Ranges of the old VMAs that may have pages.
+    touched: SmallVec<[PageRange; 4]>,
+}
+
+impl<S: LockScheme> Prepared<'_, S> {
+    /// The part of `range` in which pages may be present, as one stretch. It
+    /// may hold untouched VMAs and holes. Settled only now that faults are
+    /// drained: one that was under way when the operation began may have been
+    /// the first to touch its VMA (as in c46000458d57, where a decision was
+    /// taken before the VMA was locked).
+    pub(crate) fn touched_in(&self, range: PageRange) -> Option<PageRange> {
+        let mut parts = self.touched.iter().map(|t| t.intersect(range)).filter(|t| !t.is_empty());
+        let first = parts.next()?;
+        Some(PageRange::new(first.start(), parts.next_back().unwrap_or(first).end()))
+    }
 }
 
 impl<'m, S: LockScheme> MmapWrite<'m, S> {
@@ -223,38 +238,46 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
             new.push(VmaNew::alloc(self.mm, &p.segment)?);
         }
         let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
+        let mut touched = SmallVec::new();
         for place in places {
-            old[place] = Some(affected[place].start_write(self.mm));
+            let vma = affected[place].start_write(self.mm);
+            touched.extend(vma.touched());
+            old[place] = Some(vma);
         }
-        Some(Some(Prepared { span, planned: planned.into(), old, new }))
+        Some(Some(Prepared { span, planned: planned.into(), old, new, touched }))
     }
 
     /// Carries a prepared change out: VMAs first, then the tree, in one step.
     /// Returns the VMAs that fell out of use, to be freed when their pages are
     /// gone, and the incarnation of the piece that was added, if one was.
     pub(crate) fn commit(&mut self, prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
-        let Prepared { span, planned, mut old, new } = prepared;
+        let Prepared { span, planned, mut old, new, touched } = prepared;
         let mut new = new.into_iter();
         let mut entries: SmallVec<[Entry<Vma<S>>; 4]> = SmallVec::new();
         let mut fresh = 0;
         for p in &planned {
-            let ptr = match p.object {
+            // What was there before a wholly new mapping has been zapped.
+            let all_new = p.fresh && !p.merged;
+            let touched = !all_new && touched.iter().any(|t| t.overlaps(p.segment.range));
+            let (ptr, incarnation) = match p.object {
                 Some(place) => {
                     let mut vma = old[place].take().expect("each old object is planned once");
-                    vma.set_segment(&p.segment);
-                    if p.fresh {
-                        fresh = vma.renew();
-                    }
-                    vma.as_ptr()
+                    vma.set_segment(&p.segment, touched);
+                    let incarnation = if p.fresh || p.merged { vma.renew() } else { 0 };
+                    (vma.as_ptr(), incarnation)
                 }
                 None => {
-                    let vma = new.next().expect("an object for each new VMA");
-                    if p.fresh {
-                        fresh = vma.incarnation();
+                    let mut vma = new.next().expect("an object for each new VMA");
+                    if touched {
+                        vma.set_touched();
                     }
-                    vma.attach().as_ptr()
+                    let incarnation = vma.incarnation();
+                    (vma.attach().as_ptr(), incarnation)
                 }
             };
+            if p.fresh {
+                fresh = incarnation;
+            }
             entries.push(Entry { range: p.segment.range, ptr });
         }
         // SAFETY: the mmap lock is held for writing, and `&mut self` outlives

@@ -108,13 +108,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     fn mmap_region(&self, write: &mut MmapWrite<'_, S>, range: PageRange, flags: VmaFlags) -> Result<Mapping, Errno> {
         let (affected, overlap) = write.affected(range);
         let mut layout = Layout::new();
-        let mut zap = false;
         let mut cut = false;
         for (place, vma) in affected.iter().enumerate().take(overlap.end) {
             let old = vma.segment();
             layout.keep(place, old.part(PageRange::new(VirtAddr(0), range.start())));
             if overlap.contains(&place) {
-                zap |= old.touched;
                 cut |= old.range.start() < range.start() && old.range.end() > range.end();
             }
         }
@@ -129,8 +127,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let prepared = write.prepare(&affected, &layout).ok_or(Errno::ENOMEM)?.expect("a mapping is added");
         // The old VMAs are drained, and nobody finds the new one before the
         // commit: no fault can bring a page back in between (I10).
-        if zap {
-            self.mmu.zap(range);
+        if let Some(touched) = prepared.touched_in(range) {
+            self.mmu.zap(touched);
         }
         let (detached, incarnation) = write.commit(prepared);
         drop(detached);

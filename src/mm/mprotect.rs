@@ -87,7 +87,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                     layout.change(Some(place), Segment { flags, ..piece });
                     layout.keep(place, old.part(PageRange::new(piece.range.end(), VirtAddr(usize::MAX).page())));
                     let (from, to) = (old.flags.page_access(), flags.page_access());
-                    if old.touched && from != to {
+                    if from != to {
                         changes.push(PageChange { range: piece.range, from, to });
                     }
                 }
@@ -101,6 +101,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             // Faults are drained from every VMA that changes, and kept out
             // until the write section ends: no page can be installed under the
             // old protection after this (I9, R26).
+            for change in &mut changes {
+                change.range = prepared.touched_in(change.range).unwrap_or_default();
+            }
+            changes.retain(|change| !change.range.is_empty());
             self.change_protection(&changes)?;
             drop(write.commit(prepared));
         }

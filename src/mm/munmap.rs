@@ -38,7 +38,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Ok(());
         }
         let mut layout = Layout::new();
-        let mut touched: Option<PageRange> = None;
         for (place, vma) in affected.iter().enumerate() {
             let old = vma.segment();
             let left = old.part(PageRange::new(VirtAddr(0), range.start()));
@@ -48,15 +47,12 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 if cut && self.core.map_count() >= self.core.map_count_max() {
                     return Err(Errno::ENOMEM);
                 }
-                if old.touched {
-                    let gone = old.part(range).range;
-                    touched = Some(touched.map_or(gone, |t| PageRange::new(t.start(), gone.end())));
-                }
             }
             layout.keep(place, left);
             layout.keep(place, right);
         }
         let prepared = write.prepare(&affected, &layout).ok_or(Errno::ENOMEM)?.expect("a VMA overlaps");
+        let touched = prepared.touched_in(range);
         let (detached, _) = write.commit(prepared);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read

@@ -101,20 +101,15 @@ impl<S: LockScheme> Vma<S> {
     }
 
     fn segment(&self) -> Segment {
-        Segment {
-            range: self.range(),
-            flags: self.flags(),
-            anon_vma: self.anon_vma.load(Ordering::Relaxed),
-            touched: self.touched.load(Ordering::Relaxed),
-        }
+        Segment { range: self.range(), flags: self.flags(), anon_vma: self.anon_vma.load(Ordering::Relaxed) }
     }
 
-    fn store_segment(&self, segment: &Segment) {
+    fn store_segment(&self, segment: &Segment, touched: bool) {
         self.vm_start.store(segment.range.start().get(), Ordering::Relaxed);
         self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
         self.vm_flags.store(segment.flags.bits(), Ordering::Relaxed);
         self.anon_vma.store(segment.anon_vma, Ordering::Relaxed);
-        self.touched.store(segment.touched, Ordering::Relaxed);
+        self.touched.store(touched, Ordering::Relaxed);
     }
 }
 
@@ -276,8 +271,14 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
     }
 
     /// Changes what the VMA is.
-    pub(crate) fn set_segment(&mut self, segment: &Segment) {
-        self.vma().store_segment(segment);
+    pub(crate) fn set_segment(&mut self, segment: &Segment, touched: bool) {
+        self.vma().store_segment(segment, touched);
+    }
+
+    /// The VMA's range, if a page of it may be present. Only the write lock
+    /// settles that: faults change it under the read lock.
+    pub(crate) fn touched(&self) -> Option<PageRange> {
+        self.vma().touched.load(Ordering::Relaxed).then(|| self.vma().range())
     }
 
     /// Gives the VMA the next incarnation.
@@ -326,7 +327,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
         vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
         vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
-        vma.store_segment(segment);
+        vma.store_segment(segment, false);
         Some(new)
     }
 
@@ -338,6 +339,11 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
     /// The incarnation.
     pub(crate) fn incarnation(&self) -> u64 {
         self.vma().incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Notes that pages of the range may be present: they were another VMA's.
+    pub(crate) fn set_touched(&mut self) {
+        self.vma().touched.store(true, Ordering::Relaxed);
     }
 
     /// Puts the VMA into use, write-locked (`vma_mark_attached`).

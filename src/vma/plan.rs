@@ -12,7 +12,8 @@ use super::VmaFlags;
 use crate::addr::PageRange;
 use smallvec::SmallVec;
 
-/// What a VMA is, apart from being an object.
+/// What a VMA is, apart from being an object. All of it is settled while the
+/// mmap lock is held for writing (`anon_vma` too: setting it takes the mmap lock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The addresses.
@@ -21,14 +22,12 @@ pub struct Segment {
     pub flags: VmaFlags,
     /// Identity of its anonymous pages, 0 before the first write fault.
     pub anon_vma: u64,
-    /// A page of it may be present.
-    pub touched: bool,
 }
 
 impl Segment {
     /// A mapping that nobody has touched.
     pub fn unfaulted(range: PageRange, flags: VmaFlags) -> Segment {
-        Segment { range, flags, anon_vma: 0, touched: false }
+        Segment { range, flags, anon_vma: 0 }
     }
 
     /// The part of the segment that lies in `range`.
@@ -47,7 +46,6 @@ impl Segment {
     fn absorb(&mut self, right: &Segment) {
         self.range = PageRange::new(self.range.start(), right.range.end());
         self.anon_vma = self.anon_vma.max(right.anon_vma);
-        self.touched |= right.touched;
     }
 }
 
@@ -58,8 +56,11 @@ pub struct Planned {
     pub segment: Segment,
     /// The old VMA whose object it becomes, by its place; `None`: a new object.
     pub object: Option<usize>,
-    /// It holds a piece that the operation added (its incarnation is renewed).
+    /// It holds a piece that the operation added.
     pub fresh: bool,
+    /// It was put together from several: its incarnation is renewed, so that
+    /// it is higher than that of each part.
+    pub merged: bool,
     /// It ends in a changed piece, which may merge with what follows.
     open: bool,
     /// It begins in another VMA's piece: its object stays in further merges.
@@ -98,6 +99,7 @@ impl Layout {
         // rest has other flags, or it would not have been changed.
         {
             last.segment.absorb(&segment);
+            last.merged = true;
             last.open = false;
             if !last.extended && !self.used.contains(&old) {
                 // Right neighbour only: it is extended downwards.
@@ -122,6 +124,7 @@ impl Layout {
             && last.segment.can_merge(&segment)
         {
             last.segment.absorb(&segment);
+            last.merged = true;
             last.open = true;
             last.extended = true;
             last.fresh |= old.is_none();
@@ -133,7 +136,7 @@ impl Layout {
     fn push(&mut self, segment: Segment, old: Option<usize>, open: bool, fresh: bool) {
         let object = old.filter(|old| !self.used.contains(old));
         self.used.extend(object);
-        self.planned.push(Planned { segment, object, fresh, open, extended: false });
+        self.planned.push(Planned { segment, object, fresh, merged: false, open, extended: false });
     }
 }
 
@@ -145,7 +148,7 @@ mod tests {
     fn seg(start: usize, end: usize, writable: bool, anon_vma: u64) -> Segment {
         let flags = if writable { VmaFlags::READ | VmaFlags::WRITE } else { VmaFlags::READ };
         let range = PageRange::new(VirtAddr(start << 12), VirtAddr(end << 12));
-        Segment { range, flags, anon_vma, touched: anon_vma != 0 }
+        Segment { range, flags, anon_vma }
     }
 
     fn objects(layout: &Layout) -> Vec<(usize, usize, Option<usize>)> {

@@ -18,6 +18,7 @@ for_each_scheme!(
     map_count_limits,
     signals,
     contents_live_and_die_with_the_mapping,
+    incarnations_never_go_back,
     populate,
     listing_reads_like_proc,
     objects_return_to_the_slab,
@@ -265,6 +266,18 @@ fn contents_live_and_die_with_the_mapping<S: LockScheme>() {
     mm.mmap(page(3), PAGE_SIZE, RW, FIXED).unwrap();
     assert_eq!(load(&mm, page(3) + VALUE), Ok(0));
     mm.validate();
+}
+
+/// Pages filled for a mapping carry its incarnation or a higher one, also
+/// after it has become part of an older VMA.
+fn incarnations_never_go_back<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    mm.mmap(page(4), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    let new = mm.map(page(3), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mprotect(page(3), PAGE_SIZE, Prot::READ).unwrap();
+    assert_eq!(mm.map_count(), 1);
+    assert!(stamp(&mm, page(3)).unwrap().incarnation >= new.incarnation);
 }
 
 fn populate<S: LockScheme>() {

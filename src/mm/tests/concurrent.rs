@@ -10,6 +10,53 @@ fn rounds() -> u64 {
     if cfg!(debug_assertions) { 20_000 } else { 200_000 }
 }
 
+/// A fault that is under way when an operation begins, and is the first to
+/// touch its VMA: its page must go all the same. (As in c46000458d57, a
+/// decision taken before the VMA is write-locked would miss it.)
+#[test]
+fn a_page_that_comes_during_the_drain_is_not_missed() {
+    use crate::lock::{Abort, LockScheme, TypeSafe};
+    use crate::mmu::{Content, Mmu};
+    use crate::vma::{Hold, VmaRead};
+    let operations: [(&str, fn(&SoftMm<TypeSafe>)); 3] = [
+        ("munmap", |mm| mm.munmap(page(1), PAGE_SIZE).unwrap()),
+        ("MAP_FIXED", |mm| drop(mm.mmap(page(1), PAGE_SIZE, RW, FIXED).unwrap())),
+        ("mprotect", |mm| mm.mprotect(page(1), PAGE_SIZE, Prot::READ).unwrap()),
+    ];
+    for (name, operation) in operations {
+        let mm = Arc::new(soft::<TypeSafe>(4));
+        mm.mmap(page(1), PAGE_SIZE, RW, FIXED).unwrap();
+        let addr = VirtAddr(page(1));
+        let found = TypeSafe::lock_vma_under_rcu(mm.core(), addr).unwrap();
+        // SAFETY: read-locked just now.
+        let fault = unsafe { VmaRead::new(found, Hold::Vma) };
+        let mutator = {
+            let mm = mm.clone();
+            std::thread::spawn(move || operation(&mm))
+        };
+        loop {
+            match TypeSafe::lock_vma_under_rcu(mm.core(), addr) {
+                Err(Abort::Contended) => break,
+                Err(other) => panic!("{name}: {other:?}"),
+                Ok(vma) => TypeSafe::vma_end_read(vma),
+            }
+        }
+        fault.set_touched();
+        mm.mmu().install(addr, Content::Zero, true, true).unwrap();
+        drop(fault);
+        mutator.join().unwrap();
+        match name {
+            "munmap" => assert_eq!(load(&mm, page(1)), Err(Signal::MapErr)),
+            "MAP_FIXED" => assert_ne!(stamp(&mm, page(1)).unwrap().mm_id, 0, "the old page is still there"),
+            _ => assert_eq!(store(&mm, page(1), 1), Err(Signal::AccErr), "the page is still writable"),
+        }
+        mm.mprotect(page(0), 0, RW).unwrap();
+        // A new mapping there must not inherit the page.
+        mm.mmap(page(1), PAGE_SIZE, RW, FIXED).unwrap();
+        assert_ne!(stamp(&mm, page(1)).unwrap().mm_id, 0, "{name}: the old page is still there");
+    }
+}
+
 /// R20: a range that is mapped before and after every MAP_FIXED, mprotect
 /// split and merge; whoever reads it must never be told that nothing is mapped.
 fn a_replaced_range_never_shows_a_hole<S: LockScheme>() {
