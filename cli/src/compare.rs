@@ -53,15 +53,14 @@ struct SubjectReport {
 enum Measure {
     /// Faults a second and their latency.
     Faults,
-    /// Calls a second and mmap's latency, for workloads that never fault.
+    /// Calls a second and mmap's latency, where a subject has no faults or cannot count them.
     Calls,
 }
 
 impl Measure {
     fn of(runs: &[Vec<StressReport>]) -> Measure {
         let faulted = |report: &StressReport| report.faults.is_some_and(|faults| faults > 0);
-        let nothing_but_calls = runs.iter().flatten().all(|report| !faulted(report));
-        if nothing_but_calls { Measure::Calls } else { Measure::Faults }
+        if runs.iter().flatten().all(faulted) { Measure::Faults } else { Measure::Calls }
     }
 
     fn throughput(self, report: &StressReport) -> Option<f64> {
@@ -101,6 +100,10 @@ pub fn run(args: &CompareArgs) -> Result<u8, Failure> {
     let comparison = plan::compare(args)?;
     let json = Json::open(args.json.as_deref())?;
     let driver = Driver::new()?;
+    for subject in &comparison.subjects {
+        // A subject that cannot run must not be found after minutes of others.
+        driver.rehearse(&subject.config).map_err(|failure| failure.in_subject(&subject.name))?;
+    }
     let mut runs: Vec<Vec<StressReport>> = comparison.subjects.iter().map(|_| Vec::new()).collect();
     let end = run_rounds(&comparison, args.rounds, &driver, &mut runs);
     let config = comparison.subjects[comparison.baseline].config.clone();

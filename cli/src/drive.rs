@@ -60,6 +60,13 @@ impl Driver {
         report.map_err(failure)
     }
 
+    /// Sets a run up and ends it at once: whether it can be made at all.
+    pub fn rehearse(&self, config: &StressConfig) -> Result<(), Failure> {
+        let stopped = Control::new();
+        stopped.stop();
+        vmalab_workloads::run(config, &stopped).map(drop).map_err(failure)
+    }
+
     fn progress_bar(&self, config: &StressConfig, label: &str) -> ProgressBar {
         if !self.terminal {
             return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());

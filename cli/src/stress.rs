@@ -150,7 +150,9 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
     }
     if let Some(slab) = &report.slab {
         let held = match (slab.slabs, slab.object_bytes) {
-            (Some(slabs), Some(bytes)) => format!("; {} slabs of {bytes}-byte objects", count(slabs)),
+            (Some(slabs), Some(bytes)) => {
+                format!("; {} slab{} of {bytes}-byte objects", count(slabs), if slabs == 1 { "" } else { "s" })
+            }
             _ => String::new(),
         };
         add(

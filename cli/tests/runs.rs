@@ -196,3 +196,13 @@ fn ctrl_c_ends_a_comparison_with_the_rounds_it_has() {
     assert_eq!((out.status, out.stderr.as_str()), (130, ""));
     assert!(out.stdout.contains("of 900 rounds, partial results"), "{}", out.stdout);
 }
+
+#[test]
+fn a_subject_that_cannot_run_is_found_before_the_first_round() {
+    let started = Instant::now();
+    let args = ["compare", "app-start", "--locks", "mmap,native", "--address-spaces", "2", "--duration", "60"];
+    let out = vmalab(&args);
+    assert_eq!((out.status, out.stdout.as_str()), (2, ""));
+    assert!(out.stderr.starts_with("error: native: "), "{}", out.stderr);
+    assert!(started.elapsed() < Duration::from_secs(20));
+}

@@ -35,9 +35,9 @@ struct Slot {
     record: AtomicPtr<Record>,
 }
 
-static TABLE: [Slot; SPACES_MAX] = [const {
-    Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) }
-}; SPACES_MAX];
+static TABLE: [Slot; SPACES_MAX] =
+    [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) } };
+        SPACES_MAX];
 /// Slots ever used are `TABLE[..HIGH_WATER]`.
 static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
 

@@ -156,8 +156,19 @@ struct Fault {
     queued: Option<u32>,
 }
 
+/// Poison markers are in use: BUS_MCEERR_AR may be ours.
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// From now on a "hardware memory error" in a region is taken for a marker of
+/// `Region::poison`.
+pub(crate) fn expect_poison() {
+    // SeqCst: before the marker can be met.
+    POISON.store(true, Ordering::SeqCst);
+}
+
 fn fault_of(info: &SigInfo, context: &Context) -> Option<Fault> {
-    if info.code == libc::BUS_ADRERR {
+    let poison = info.code == libc::BUS_MCEERR_AR && POISON.load(Ordering::Relaxed);
+    if info.code == libc::BUS_ADRERR || poison {
         let error = context.register(libc::REG_ERR);
         let access = Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 };
         return Some(Fault { addr: VirtAddr(info.addr()), access, queued: None });

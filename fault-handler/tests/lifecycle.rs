@@ -1,8 +1,8 @@
 //! Creation without rights, limits, and endings that leave nothing behind.
 
-mod common;
 #[path = "common/child.rs"]
 mod child_process;
+mod common;
 
 use child_process::{End, ends, scenario};
 use common::{How, Served, State};
@@ -45,7 +45,8 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
-const REGION: usize = 256 << 20;
+/// Larger than what the allocator may reserve meanwhile.
+const REGION: usize = 16 << 30;
 
 fn use_once(delivery: Delivery) {
     let space = AddressSpace::<MmapOnly>::builder().region(REGION).delivery(delivery).build().expect("space");
@@ -73,7 +74,7 @@ fn nothing_is_left() {
 /// Threads fault on a region while it goes, many times over.
 fn storm(how: How) {
     const PAGES: usize = 64;
-    for round in 0..60 {
+    for round in 0..30 {
         let served = Served::new(PAGES, how);
         served.map.set(0, PAGES, State::ReadWrite);
         served.map.stall.store(round % 3 == 0, SeqCst);
