@@ -121,7 +121,7 @@ pub struct StressConfig {
     /// `--duration`, without the warm-up. `None` and no `ops`: five seconds.
     pub duration: Option<Duration>,
     /// `--ops`: stop after this many calls of mmap, munmap and mprotect
-    /// together, without the warm-up's. With both, whichever comes first.
+    /// by all threads together, without the warm-up's. With both, whichever comes first.
     pub ops: Option<u64>,
     /// `--warmup`: run so long before measuring; checked but not counted.
     pub warmup: Duration,

@@ -106,7 +106,7 @@ impl<T: Target> Shared<T> {
     /// The `worker`th of equal parts of an address space, one for each worker.
     pub(crate) fn area(&self, mm: usize, worker: usize) -> PageRange {
         let range = self.targets[mm].range();
-        let bytes = range.bytes() / self.plan.workers() & !(PAGE_SIZE - 1);
+        let bytes = (range.bytes() / self.plan.workers()) & !(PAGE_SIZE - 1);
         PageRange::sized(range.start() + worker * bytes, bytes)
     }
 }

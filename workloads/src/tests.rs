@@ -30,15 +30,12 @@ fn drive_fake(name: &str, plan: Plan, bug: Option<Bug>) -> Result<Driven, RunErr
 fn every_workload_passes_on_a_correct_address_space() {
     for workload in list() {
         for verify in [true, false] {
-            let mut limits = plan(workload.name, verify);
-            if workload.min_mutators > 0 {
-                // The mutator alone would use up all calls before others begin.
-                limits = Plan { duration: Some(Duration::from_millis(100)), ops: None, ..limits };
-            }
+            // By time: mutators alone can use up a number of calls before others begin.
+            let limits = Plan { duration: Some(Duration::from_millis(100)), ops: None, ..plan(workload.name, verify) };
             let driven = drive_fake(workload.name, limits, None).unwrap();
             let first = driven.violations.first().map(ToString::to_string).unwrap_or_default();
             assert!(driven.violations.is_empty(), "{}: {first}", workload.name);
-            assert!(driven.recorder.ops.iter().map(|op| op.len()).sum::<u64>() >= 300, "{}", workload.name);
+            assert!(driven.recorder.ops.iter().any(|op| !op.is_empty()), "{}", workload.name);
             assert_eq!(driven.checked > 0, verify && workload.name != "map-unmap", "{}", workload.name);
             assert_eq!(driven.recorder.touches > 0, workload.name != "map-unmap", "{}", workload.name);
             assert!(!driven.interrupted && driven.seconds > 0.0);
@@ -62,6 +59,16 @@ fn one_thread_is_enough() {
         let few =
             Plan { threads: 1, mutators: workload.min_mutators as usize, ops: Some(100), ..plan(workload.name, true) };
         assert!(drive_fake(workload.name, few, None).unwrap().violations.is_empty(), "{}", workload.name);
+    }
+}
+
+#[test]
+fn a_number_of_calls_ends_the_run() {
+    for name in ["map-unmap", "pipeline", "global", "reuse-storm"] {
+        let limits = Plan { duration: None, ..plan(name, false) };
+        let driven = drive_fake(name, limits, None).unwrap();
+        let calls: u64 = driven.recorder.ops.iter().map(|op| op.len()).sum();
+        assert!((600..700).contains(&calls), "{name}: {calls}");
     }
 }
 
