@@ -114,8 +114,10 @@ pub static FAULTS: Domain = Domain::new(1);
 #[must_use = "the section ends when the guard is dropped"]
 pub struct ReadGuard {
     domain: &'static Domain,
-    /// Which shared counter was raised, for a thread without a slot.
-    shared_phase: Option<u8>,
+    /// The thread's own word, or a shared counter.
+    cell: &'static AtomicU64,
+    /// `cell` is a shared counter: the thread has no slot.
+    shared: bool,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -136,20 +138,14 @@ impl ReadGuard {
 impl Drop for ReadGuard {
     #[inline]
     fn drop(&mut self) {
-        match self.shared_phase {
-            // The thread had a slot when it entered, and cannot have lost it:
-            // `Lease::drop` asserts that no section is open.
-            None => {
-                let slot = thread::current().expect("slot kept while in a section");
-                let word = &slot.rcu.word[self.domain.index];
-                // Release: pairs with the Acquire in `advance`: what the section
-                // read is read before anybody frees it.
-                word.store(word.load(Ordering::Relaxed) - 1, Ordering::Release);
-            }
-            Some(phase) => {
-                // Release: as above.
-                self.domain.shared[phase as usize].fetch_sub(1, Ordering::Release);
-            }
+        // Release, in both: pairs with the Acquire in `advance`: what the section
+        // read is read before anybody frees it.
+        if self.shared {
+            self.cell.fetch_sub(1, Ordering::Release);
+        } else {
+            // Still this thread's word: `Lease::drop` asserts that no section
+            // is open when it gives the slot back.
+            self.cell.store(self.cell.load(Ordering::Relaxed) - 1, Ordering::Release);
         }
     }
 }
@@ -172,40 +168,37 @@ impl Domain {
     /// If sections nest deeper than 65 534.
     #[inline]
     pub fn enter(&'static self) -> ReadGuard {
-        let shared_phase = match thread::current() {
-            Some(slot) => {
-                let word = &slot.rcu.word[self.index];
-                let old = word.load(Ordering::Relaxed);
-                if old & NEST_MASK == 0 {
-                    // Acquire: pairs with the AcqRel in `start`: a section that
-                    // carries number n sees what was unlinked before n started.
-                    let number = self.started.load(Ordering::Acquire);
-                    // A signal handler that enters and leaves between the load
-                    // above and this store leaves the word as it was; the
-                    // number stored here is then older than need be, which
-                    // only makes a grace period wait for us.
-                    word.store(number << NEST_BITS | 1, Ordering::Relaxed);
-                    light_barrier();
-                } else {
-                    assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
-                    word.store(old + 1, Ordering::Relaxed);
-                }
-                None
-            }
-            None => Some(self.enter_shared()),
+        let Some(slot) = thread::current() else {
+            return ReadGuard { domain: self, cell: self.enter_shared(), shared: true, _not_send: PhantomData };
         };
-        ReadGuard { domain: self, shared_phase, _not_send: PhantomData }
+        let word = &slot.rcu.word[self.index];
+        let old = word.load(Ordering::Relaxed);
+        if old & NEST_MASK == 0 {
+            // Acquire: pairs with the AcqRel in `start`: a section that carries
+            // number n sees what was unlinked before n started.
+            let number = self.started.load(Ordering::Acquire);
+            // A signal handler that enters and leaves between the load above
+            // and this store leaves the word as it was; the number stored here
+            // is then older than need be, which only makes a grace period wait
+            // for us.
+            word.store(number << NEST_BITS | 1, Ordering::Relaxed);
+            light_barrier();
+        } else {
+            assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
+            word.store(old + 1, Ordering::Relaxed);
+        }
+        ReadGuard { domain: self, cell: word, shared: false, _not_send: PhantomData }
     }
 
     #[cold]
-    fn enter_shared(&self) -> u8 {
+    fn enter_shared(&self) -> &AtomicU64 {
         // Relaxed: either counter is right, see the module's documentation.
-        let phase = self.phase.load(Ordering::Relaxed) as u8 & 1;
+        let counter = &self.shared[self.phase.load(Ordering::Relaxed) as usize & 1];
         // SeqCst: pairs with the SeqCst addition of 0 in `advance`. If ours is
         // the later one it reads from that one's release sequence and sees what
         // was unlinked before; if the earlier, the grace period sees it.
-        self.shared[phase as usize].fetch_add(1, Ordering::SeqCst);
-        phase
+        counter.fetch_add(1, Ordering::SeqCst);
+        counter
     }
 
     /// Starts a grace period unless one is in progress.

@@ -9,7 +9,9 @@
 use vmalab::fault::Signal;
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-compile_error!("vmalab-fault-handler needs x86-64 Linux: its access routines and signal handlers read that machine's registers");
+compile_error!(
+    "vmalab-fault-handler needs x86-64 Linux: its access routines and signal handlers read that machine's registers"
+);
 
 // Two rules make one fixup serve all routines. Nothing is pushed before an
 // access, so that at each of them the return address is on top of the stack.

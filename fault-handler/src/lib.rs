@@ -22,8 +22,8 @@ mod presence;
 pub mod queue;
 pub mod region;
 pub mod registry;
-mod siginfo;
 pub mod sigbus;
+mod siginfo;
 pub mod space;
 pub mod uffd;
 

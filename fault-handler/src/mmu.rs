@@ -224,6 +224,8 @@ impl UffdMmu {
                     self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
                     return Ok(true);
                 }
+                // Not a page but a poison marker, perhaps: COPY replaces it.
+                Err(UffdError::Exists) if self.region.is_poisoned() => return Ok(false),
                 // Another thread was first, see the module's documentation.
                 Err(UffdError::Exists | UffdError::NoEntry) => return Ok(true),
                 Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
@@ -305,7 +307,7 @@ impl Mmu for UffdMmu {
             let result = match &content {
                 // Never where stores are forbidden: the host's own copy-on-write
                 // would let one pass. Nor for a store, which would fault again.
-                Content::Zero if writable && !for_write => uffd.zeropage(page),
+                Content::Zero if writable && !for_write && !self.region.is_poisoned() => uffd.zeropage(page),
                 // SAFETY: a static page of zeros.
                 Content::Zero => unsafe { uffd.copy(page, ZERO_PAGE.0.as_ptr(), PAGE_SIZE, !writable) },
                 // SAFETY: one page of bytes, borrowed for the call.
@@ -383,7 +385,10 @@ impl Mmu for UffdMmu {
             AccessOp::Load(buf) => (buf.as_mut_ptr() as usize, addr.get(), buf.len()),
             AccessOp::Store(buf) => (addr.get(), buf.as_ptr() as usize, buf.len()),
         };
-        assert!(self.region.range().contains(addr) && len <= self.region.range().end() - addr, "access outside the region");
+        assert!(
+            self.region.range().contains(addr) && len <= self.region.range().end() - addr,
+            "access outside the region"
+        );
         // SAFETY: one side is the caller's buffer, the other lies in our
         // region, where every fault is served or comes back as a signal.
         unsafe { access::copy(dst, src, len) }.map_err(|(signal, _)| Trap::Signal(signal))

@@ -23,7 +23,9 @@ impl Presence {
             scan(pagemap, PageRange::default(), &mut found).is_ok()
         });
         if pagemap.is_none() {
-            tracing::info!("no PAGEMAP_SCAN (Linux 6.7, /proc): pages in swap are not seen when a mapping turns PROT_NONE");
+            tracing::info!(
+                "no PAGEMAP_SCAN (Linux 6.7, /proc): pages in swap are not seen when a mapping turns PROT_NONE"
+            );
         }
         Presence { pagemap }
     }
@@ -64,11 +66,7 @@ fn scan(pagemap: &File, range: PageRange, found: &mut [page_region]) -> Result<(
     Ok((runs as usize, VirtAddr(arg.walk_end as usize)))
 }
 
-fn runs_by_scan<E>(
-    pagemap: &File,
-    range: PageRange,
-    mut run: impl FnMut(PageRange) -> Result<(), E>,
-) -> Result<(), E> {
+fn runs_by_scan<E>(pagemap: &File, range: PageRange, mut run: impl FnMut(PageRange) -> Result<(), E>) -> Result<(), E> {
     let mut found = [NOTHING; 64];
     let mut left = range;
     while !left.is_empty() {

@@ -18,24 +18,27 @@
 //! rights) takes no signal before the call is over, and the call cannot end
 //! before the fault does: the kernel repeats the fault without pause. Such a
 //! thread is recognised by its messages going on after the signal was sent and
-//! not taken; then the page is given to it for the moment the call needs: see
-//! `Stuck`.
+//! not taken. Then the page is poisoned (UFFDIO_POISON), which ends the call
+//! with EFAULT, as it should end; the next page installed there replaces the
+//! poison. Where that is impossible (a store into a page that is present and
+//! read-only, or a kernel before 6.6) the process dies of SIGSEGV.
 
 use crate::region::Region;
 use crate::registry::{self, Found};
-use crate::siginfo;
 use crate::sigbus;
+use crate::siginfo;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, Outcome};
 use vmalab::rcu;
+use vmalab::sync::{futex_wait, futex_wake};
 
 /// Messages that one read may fetch: few, so that handler threads share them.
 const BATCH: usize = 4;
@@ -48,20 +51,45 @@ pub struct QueueThreads {
 
 struct Shared {
     region: Arc<Region>,
+    /// Threads that have everything they need: serving allocates nothing.
+    ready: AtomicU32,
     stop: AtomicBool,
     /// Readable once `stop` is set: ends a poll.
     stop_event: EventFd,
+    /// The last bad access of each thread, by thread number.
+    suspects: Mutex<[Suspect; SUSPECTS]>,
+}
+
+const SUSPECTS: usize = 64;
+/// Messages of one access after its signal was sent and before it was taken,
+/// that prove it to be inside a system call.
+const REPEATS_MAX: u32 = 16;
+
+/// A bad access whose thread was sent a signal.
+#[derive(Clone, Copy, Default)]
+struct Suspect {
+    thread: i32,
+    addr: usize,
+    /// The thread's count of signals taken, when the signal was sent.
+    taken: u32,
+    repeats: u32,
 }
 
 impl QueueThreads {
-    /// Starts `handlers` threads, which sleep until a message comes, or with
-    /// `polling` never sleep.
+    /// Starts `handlers` threads (at least one), which sleep until a message
+    /// comes, or with `polling` never sleep. Returns when all of them serve.
     ///
     /// # Errors
     /// The host's, if it has no descriptor or thread left.
     pub fn start(region: &Arc<Region>, handlers: usize, polling: bool) -> Result<QueueThreads, std::io::Error> {
         let stop_event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { region: region.clone(), stop: AtomicBool::new(false), stop_event });
+        let shared = Arc::new(Shared {
+            region: region.clone(),
+            ready: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            stop_event,
+            suspects: Mutex::new([Suspect::default(); SUSPECTS]),
+        });
         let mut started = QueueThreads { shared, threads: Vec::new() };
         for index in 0..handlers.max(1) {
             let shared = started.shared.clone();
@@ -74,7 +102,14 @@ impl QueueThreads {
                 }
             }
         }
-        Ok(started)
+        let ready = &started.shared.ready;
+        loop {
+            let count = ready.load(Ordering::Relaxed);
+            if count as usize == started.threads.len() {
+                return Ok(started);
+            }
+            futex_wait(ready, count);
+        }
     }
 
     /// Ends the threads and waits for them. Messages still unread stay unread:
@@ -113,6 +148,8 @@ impl Shared {
     fn run(&self, polling: bool) {
         vmalab::thread::announce();
         let mut buffer = EventBuffer::new(BATCH);
+        self.ready.fetch_add(1, Ordering::Relaxed);
+        futex_wake(&self.ready, i32::MAX);
         // Acquire: pairs with the Release in `stop`.
         while !self.stop.load(Ordering::Acquire) {
             if !polling {
@@ -170,10 +207,32 @@ impl Shared {
 
     #[cold]
     fn signal(&self, message: &Message, armed: u32) {
-        if cannot_take_sigbus(message.thread) {
-            die_of_sigsegv();
+        match self.repeats(message) {
+            0 => {
+                if cannot_take_sigbus(message.thread) {
+                    die_of_sigsegv();
+                }
+                siginfo::send(message.thread, &siginfo::queued(message.addr, message.access, armed));
+            }
+            // It is pending; the thread repeats its fault in the meantime.
+            1..REPEATS_MAX => std::thread::yield_now(),
+            _ => {
+                if !self.region.poison(message.addr.page()) {
+                    die_of_sigsegv();
+                }
+            }
         }
-        siginfo::send(message.thread, &siginfo::queued(message.addr, message.access, armed));
+    }
+
+    /// How often this access was told to end and did not.
+    fn repeats(&self, message: &Message) -> u32 {
+        let taken = sigbus::CONSUMED.of(message.thread).load(Ordering::Relaxed);
+        let mut suspects = self.suspects.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let suspect = &mut suspects[message.thread as usize % SUSPECTS];
+        let same = suspect.thread == message.thread && suspect.addr == message.addr.get() && suspect.taken == taken;
+        let repeats = if same { suspect.repeats + 1 } else { 0 };
+        *suspect = Suspect { thread: message.thread, addr: message.addr.get(), taken, repeats };
+        repeats
     }
 }
 

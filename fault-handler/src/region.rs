@@ -12,10 +12,12 @@
 
 use crate::hidden::PageBits;
 use crate::presence::Presence;
+use crate::sigbus;
 use crate::uffd::{OpenError, Privilege, Uffd, feature};
 use nix::errno::Errno;
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
 
 /// Start of region and twin are aligned to this: a whole page-table page.
@@ -97,6 +99,8 @@ pub struct Region {
     twin_uffd: Uffd,
     hidden: PageBits,
     presence: Presence,
+    /// Some page may carry a poison marker.
+    poisoned: AtomicBool,
     range: PageRange,
     twin_offset: usize,
     reservation: PageRange,
@@ -176,7 +180,9 @@ impl Region {
 
         let (needed, wanted) = match notify {
             Notify::Signal => (feature::WP | feature::SIGBUS, feature::MOVE),
-            Notify::Queue => (feature::WP | feature::THREAD_ID, feature::EXACT_ADDRESS | feature::MOVE),
+            Notify::Queue => {
+                (feature::WP | feature::THREAD_ID, feature::EXACT_ADDRESS | feature::MOVE | feature::POISON)
+            }
         };
         let uffd = Uffd::open(privilege, needed, wanted)?;
         let twin_uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?;
@@ -187,7 +193,8 @@ impl Region {
         let whole = reservation.0;
         std::mem::forget(reservation);
         tracing::debug!(?range, ?twin, origin = %uffd.origin(), "region registered");
-        Ok(Region { uffd, twin_uffd, hidden, presence: Presence::new(), range, twin_offset, reservation: whole })
+        let (presence, poisoned) = (Presence::new(), AtomicBool::new(false));
+        Ok(Region { uffd, twin_uffd, hidden, presence, poisoned, range, twin_offset, reservation: whole })
     }
 
     /// The addresses of the region.
@@ -218,6 +225,25 @@ impl Region {
     /// Which pages are hidden.
     pub(crate) fn hidden(&self) -> &PageBits {
         &self.hidden
+    }
+
+    /// Whether some page may carry a poison marker, which COPY replaces, and
+    /// ZEROPAGE and MOVE take for a page.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        // Relaxed: a marker is met by faulting on it, or by an ioctl that
+        // finds it, and this was set before the marker was.
+        self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// Makes accesses to a missing page fail, until it is installed. Returns
+    /// whether it could.
+    pub(crate) fn poison(&self, page: VirtAddr) -> bool {
+        if self.uffd.features() & feature::POISON == 0 {
+            return false;
+        }
+        self.poisoned.store(true, Ordering::SeqCst);
+        sigbus::expect_poison();
+        self.uffd.poison(page).is_ok()
     }
 
     pub(crate) fn presence(&self) -> &Presence {

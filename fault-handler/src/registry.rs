@@ -13,7 +13,7 @@
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::ServeFault;
 use vmalab::rcu::{self, ReadGuard};
@@ -35,11 +35,21 @@ struct Slot {
     record: AtomicPtr<Record>,
 }
 
-static TABLE: [Slot; SPACES_MAX] = [const {
-    Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) }
-}; SPACES_MAX];
+static TABLE: [Slot; SPACES_MAX] =
+    [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) } };
+        SPACES_MAX];
 /// Slots ever used are `TABLE[..HIGH_WATER]`.
 static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+
+/// Some space has been freed in this process.
+static FREED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the region that an address belonged to may be gone already.
+pub(crate) fn any_freed() -> bool {
+    // Acquire: pairs with the Release in `Registration`'s drop: who finds the
+    // slot free finds this set.
+    FREED.load(Ordering::Acquire)
+}
 
 /// The table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +155,10 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.retire();
-        self.slot.end.store(0, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `any_freed`.
+        FREED.store(true, Ordering::Release);
+        // Release: pairs with the Acquire in `find`.
+        self.slot.end.store(0, Ordering::Release);
         // Release: pairs with the Acquire in `new`.
         self.slot.start.store(0, Ordering::Release);
     }

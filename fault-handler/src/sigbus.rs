@@ -156,8 +156,19 @@ struct Fault {
     queued: Option<u32>,
 }
 
+/// Poison markers are in use: BUS_MCEERR_AR may be ours.
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// From now on a "hardware memory error" in a region is taken for a marker of
+/// `Region::poison`.
+pub(crate) fn expect_poison() {
+    // SeqCst: before the marker can be met.
+    POISON.store(true, Ordering::SeqCst);
+}
+
 fn fault_of(info: &SigInfo, context: &Context) -> Option<Fault> {
-    if info.code == libc::BUS_ADRERR {
+    let poison = info.code == libc::BUS_MCEERR_AR && POISON.load(Ordering::Relaxed);
+    if info.code == libc::BUS_ADRERR || poison {
         let error = context.register(libc::REG_ERR);
         let access = Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 };
         return Some(Fault { addr: VirtAddr(info.addr()), access, queued: None });
@@ -199,6 +210,7 @@ fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &
         // Repeat the access: if it still faults, it is asked again.
         (Some(Outcome::Signal(_)), _) if !confirmed(fault, context.rip()) => {}
         (Some(Outcome::Signal(earned)), Some(fixup)) => context.redirect(fixup, signal_code(earned)),
+        (None, _) if maybe_late(fault, context.rip()) => {}
         // Not our memory, but our routine: say a truncated file's mapping.
         (None, Some(fixup)) => context.redirect(fixup, signal_code(Signal::Bus)),
         (None, None) => chain(&PREVIOUS_BUS, signal, info, context),
@@ -211,7 +223,8 @@ fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &
     }
 }
 
-/// What [`confirmed`] remembers of one thread.
+/// The access that a thread was last told to repeat, for [`confirmed`] and
+/// [`maybe_late`].
 #[derive(Clone, Copy)]
 struct Armed {
     rip: usize,
@@ -221,8 +234,10 @@ struct Armed {
 
 thread_local! {
     /// Const-initialised and without destructor: async-signal-safe.
-    static ARMED: Cell<Armed> = const { Cell::new(Armed { rip: 0, addr: 0, number: 0 }) };
+    static ARMED: Cell<Armed> = const { Cell::new(NOT_ARMED) };
 }
+
+const NOT_ARMED: Armed = Armed { rip: 0, addr: 0, number: 0 };
 
 /// Numbers the armings of [`confirmed`].
 static ARMINGS: AtomicU32 = AtomicU32::new(1);
@@ -250,13 +265,27 @@ fn confirmed(fault: &Fault, rip: usize) -> bool {
     let armed = ARMED.get();
     let at_least = seen.wrapping_sub(armed.number) < u32::MAX / 2;
     if armed.rip == rip && armed.addr == fault.addr.get() && at_least {
-        ARMED.set(Armed { rip: 0, addr: 0, number: 0 });
+        ARMED.set(NOT_ARMED);
         return true;
     }
     // SeqCst: pairs with `armings`.
     let number = ARMINGS.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
     ARMED.set(Armed { rip, addr: fault.addr.get(), number });
     false
+}
+
+/// Whether a fault that nobody serves may have been taken in a region that has
+/// gone since: between the hardware's fault and our look at the table, a
+/// thread can be off the CPU for long. Its access is repeated once, and then
+/// meets what is there now; a SIGBUS that was never ours comes again.
+fn maybe_late(fault: &Fault, rip: usize) -> bool {
+    if !registry::any_freed() {
+        return false;
+    }
+    let (armed, addr) = (ARMED.get(), fault.addr.get());
+    let again = armed.rip == rip && armed.addr == addr;
+    ARMED.set(if again { NOT_ARMED } else { Armed { rip, addr, number: armings() } });
+    !again
 }
 
 /// Queued signals that arrived, by thread: how a handler thread tells a thread

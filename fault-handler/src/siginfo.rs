@@ -81,5 +81,7 @@ pub fn thread_id() -> i32 {
 /// of the kernel may only be sent to oneself. Returns whether it was taken.
 pub fn send(thread: i32, info: &SigInfo) -> bool {
     // SAFETY: the kernel reads `info`.
-    unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, libc::getpid(), thread, info.signo, info as *const SigInfo) == 0 }
+    unsafe {
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, libc::getpid(), thread, info.signo, info as *const SigInfo) == 0
+    }
 }

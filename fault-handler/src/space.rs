@@ -49,7 +49,10 @@ impl fmt::Display for Error {
             Error::TableFull(error) => error.fmt(f),
             Error::Handlers(errno) => write!(f, "cannot install the SIGBUS handler: {errno}"),
             Error::Threads(error) => {
-                write!(f, "cannot start the handler threads ({error}): raise the limits (ulimit -u, ulimit -n) or ask for fewer")
+                write!(
+                    f,
+                    "cannot start the handler threads ({error}): raise the limits (ulimit -u, ulimit -n) or ask for fewer"
+                )
             }
         }
     }

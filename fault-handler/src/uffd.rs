@@ -19,7 +19,7 @@ use vmalab::stats::{self, Counter};
 /// The ioctls, as `linux/userfaultfd.h` numbers them.
 mod ioctls {
     use linux_raw_sys::general::{
-        uffdio_api, uffdio_copy, uffdio_move, uffdio_range, uffdio_writeprotect, uffdio_zeropage,
+        uffdio_api, uffdio_copy, uffdio_move, uffdio_poison, uffdio_range, uffdio_writeprotect, uffdio_zeropage,
     };
     const TYPE: u8 = 0xAA;
     nix::ioctl_readwrite!(api, TYPE, 0x3f, uffdio_api);
@@ -28,6 +28,7 @@ mod ioctls {
     nix::ioctl_readwrite!(zeropage, TYPE, 4, uffdio_zeropage);
     nix::ioctl_readwrite!(move_pages, TYPE, 5, uffdio_move);
     nix::ioctl_readwrite!(write_protect, TYPE, 6, uffdio_writeprotect);
+    nix::ioctl_readwrite!(poison, TYPE, 8, uffdio_poison);
     // USERFAULTFD_IOC_NEW of /dev/userfaultfd: the argument is the flag word.
     nix::ioctl_write_int_bad!(new_from_device, nix::request_code_none!(TYPE, 0));
 }
@@ -95,6 +96,8 @@ pub mod feature {
     pub const THREAD_ID: u64 = raw::UFFD_FEATURE_THREAD_ID as u64;
     /// Messages carry the address to the byte (5.18).
     pub const EXACT_ADDRESS: u64 = raw::UFFD_FEATURE_EXACT_ADDRESS as u64;
+    /// UFFDIO_POISON (6.6).
+    pub const POISON: u64 = raw::UFFD_FEATURE_POISON as u64;
     /// UFFDIO_MOVE (6.8).
     pub const MOVE: u64 = raw::UFFD_FEATURE_MOVE as u64;
     /// Every bit with the kernel's name for it.
@@ -144,9 +147,9 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OpenError::Missing => {
-                f.write_str("the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD=y (Linux 5.11 or later)")
-            }
+            OpenError::Missing => f.write_str(
+                "the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD=y (Linux 5.11 or later)",
+            ),
             OpenError::Denied(attempts) => {
                 f.write_str("no right to create a userfaultfd (")?;
                 for (i, attempt) in attempts.iter().enumerate() {
@@ -408,6 +411,22 @@ impl Uffd {
         match unsafe { ioctls::write_protect(self.inner.as_raw_fd(), &mut arg) } {
             Ok(_) => Ok(()),
             Err(errno) => Err(UffdError::from_ioctl(errno, 0)),
+        }
+    }
+
+    /// UFFDIO_POISON of one missing page: from now on an access fails, one
+    /// inside a system call with EFAULT. Wakes the page's waiters.
+    ///
+    /// # Errors
+    /// [`UffdError`]; `Exists` if the page is present.
+    pub fn poison(&self, page: VirtAddr) -> Result<(), UffdError> {
+        let range = uffdio_range(PageRange::sized(page, PAGE_SIZE));
+        let mut arg = raw::uffdio_poison { range, mode: 0, updated: 0 };
+        stats::count(Counter::HostUffd);
+        // SAFETY: as in `copy`.
+        match unsafe { ioctls::poison(self.inner.as_raw_fd(), &mut arg) } {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(UffdError::from_ioctl(errno, arg.updated)),
         }
     }
 

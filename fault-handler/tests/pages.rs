@@ -247,7 +247,9 @@ fn stores_race_hiding_and_none_is_lost() {
                     })
                     .collect();
                 while !writers.iter().all(|writer| writer.is_finished()) {
-                    for state in [State::None, State::ReadWrite, State::Read, State::None, State::Read, State::ReadWrite] {
+                    for state in
+                        [State::None, State::ReadWrite, State::Read, State::None, State::Read, State::ReadWrite]
+                    {
                         served.map.set(0, 8, state);
                         std::thread::yield_now();
                     }

@@ -1,8 +1,8 @@
 //! What a program sees of bad accesses, in processes of their own.
 
-mod common;
 #[path = "common/child.rs"]
 mod child_process;
+mod common;
 
 use child_process::{End, ends, play, scenario};
 use common::{How, Served, State};

@@ -159,6 +159,17 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         self.core.map_count()
     }
 
+    /// Whether something is mapped at `addr`: one walk of the tree, without
+    /// any lock where the scheme allows it. May be out of date at once.
+    pub fn is_mapped(&self, addr: VirtAddr) -> bool {
+        if S::PER_VMA {
+            let section = crate::rcu::read();
+            self.core.tree.snapshot(&section).lookup(addr).is_some()
+        } else {
+            self.core.mmap_read().snapshot().lookup(addr).is_some()
+        }
+    }
+
     /// Sets the limit on mappings (`vm.max_map_count`; 65530 at first).
     pub fn set_max_map_count(&self, max: usize) {
         self.core.set_map_count_max(max);

@@ -344,8 +344,16 @@ pub(super) fn store(from: &Node, change: impl FnOnce(&mut Node)) -> NonNull<Node
 /// Nodes are freed when no reader can reach them, so their pages need not wait.
 static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
 
+#[cfg(test)]
+thread_local! {
+    /// Nodes that this thread took less those it gave back.
+    pub(super) static BALANCE: std::cell::Cell<isize> = const { std::cell::Cell::new(0) };
+}
+
 /// Memory for one node, holding anything.
 fn alloc_node() -> NonNull<Node> {
+    #[cfg(test)]
+    BALANCE.set(BALANCE.get() + 1);
     NODES.alloc().unwrap_or_else(|| handle_alloc_error(Layout::new::<Node>()))
 }
 
@@ -354,6 +362,8 @@ fn alloc_node() -> NonNull<Node> {
 /// # Safety
 /// `node` comes from [`store`], nobody can reach it any more, and it is freed once.
 pub(super) unsafe fn free_node(node: NonNull<Node>) {
+    #[cfg(test)]
+    BALANCE.set(BALANCE.get() - 1);
     // SAFETY: the node is the caller's, and came from this slab.
     unsafe {
         if cfg!(debug_assertions) {

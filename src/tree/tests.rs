@@ -1,5 +1,6 @@
 //! The tree against a model, at size, and under concurrent readers.
 
+use super::node::{BALANCE, NodeRef};
 use super::{Entry, Reclaim, Snapshot, VmaTree};
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::rcu;
@@ -80,6 +81,12 @@ fn op(domain: usize) -> impl Strategy<Value = Op> {
         4 => (page, 1..=domain, 1..4usize, any::<bool>())
             .prop_map(|(page, len, longest, gaps)| Op::Fill { page, len, longest, gaps }),
     ]
+}
+
+/// Cases for proptest: fewer where every access is checked.
+fn cases(release: u32, debug: u32) -> ProptestConfig {
+    let cases = if cfg!(debug_assertions) { debug } else { release };
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// A tree and what it must hold, in pages.
@@ -210,7 +217,7 @@ impl Checked {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400, 100))]
 
     #[test]
     fn small_trees_agree_with_the_model(ops in prop::collection::vec(op(600), 1..60), seed: u64) {
@@ -223,7 +230,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(20, 4))]
 
     #[test]
     fn high_trees_agree_with_the_model(ops in prop::collection::vec(op(20_000), 1..40), seed: u64) {
@@ -325,6 +332,40 @@ fn a_million_entries() {
     // SAFETY: as above.
     assert_eq!(unsafe { tree.replace(pages(0, 2 * count), &[]) }, 2);
     check(&|_| false);
+}
+
+#[test]
+fn every_node_is_given_back_once() {
+    fn nodes(node: NodeRef<'_>) -> isize {
+        1 + if node.level() == 0 { 0 } else { (0..node.len()).map(|i| nodes(node.child(i))).sum() }
+    }
+    let before = BALANCE.get();
+    let balanced = |checked: &Checked| {
+        // SAFETY: one thread has the tree, and mutates it only after this.
+        let snap = unsafe { checked.tree.snapshot_locked() };
+        assert_eq!(BALANCE.get() - before, snap.root.map_or(0, nodes));
+    };
+    let mut checked = Checked::new(6_000, Reclaim::AtOnce, 3);
+    for round in 0..2_000 {
+        if round % 20 == 0 {
+            checked.apply(&Op::Fill { page: 0, len: 6_000, longest: 1, gaps: round % 40 == 0 });
+        }
+        let (page, nth) = (checked.rng.below(6_000), checked.rng.below(6_000));
+        let longest = [6, 60, 600, 6_000][checked.rng.below(4)];
+        let len = 1 + checked.rng.below(longest);
+        let ops = [Op::Clear { page, len }, Op::Remove { nth }, Op::Insert { page, len: 1 + len % 5 }];
+        let choice = checked.rng.below(3);
+        checked.apply(&ops[choice]);
+        balanced(&checked);
+    }
+    // Exactly the second of two leaves: the first, left alone, becomes the root.
+    checked.apply(&Op::Clear { page: 0, len: 6_000 });
+    checked.apply(&Op::Fill { page: 0, len: 40, longest: 1, gaps: false });
+    checked.apply(&Op::Clear { page: 20, len: 20 });
+    balanced(&checked);
+    checked.check();
+    drop(checked);
+    assert_eq!(BALANCE.get(), before);
 }
 
 /// Where the concurrent tests' writer works: always wholly covered.

@@ -155,7 +155,11 @@ fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<
 /// The widest gap before one of `slots`.
 #[inline]
 fn widest(node: &Node, slots: std::ops::RangeInclusive<usize>) -> usize {
-    slots.map(|i| node.gap_before(i)).max().unwrap_or(0)
+    let mut widest = 0;
+    for i in slots {
+        widest = widest.max(node.gap_before(i));
+    }
+    widest
 }
 
 /// The largest gap of a changed node that had `old_max`. `gone` is the widest

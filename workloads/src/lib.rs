@@ -29,3 +29,6 @@ pub use report::{
 };
 pub use run::run;
 pub use workload::{WorkloadInfo, find, list};
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,10 @@ use crate::report::{
 };
 use crate::runner::{self, Driven};
 use crate::shared::Plan;
-use crate::target::Target;
+use crate::target::faults::Faults;
 use crate::target::native::Native;
+use crate::target::soft::Soft;
+use crate::target::{SlabUse, Target};
 use crate::verify::WORKERS_MAX;
 use crate::workload::{self, Visit, Workload, WorkloadInfo};
 use crate::{Control, RunError, measure};
@@ -17,6 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use vmalab::addr::PAGE_SIZE;
+use vmalab::lock::{LockScheme, MmapOnly, TypeSafe};
+use vmalab::pager::AnyPager;
 use vmalab::stats::{self, Counter, Snapshot, Wait};
 
 /// How long a thread may take to notice the end of the run before it counts as
@@ -125,9 +129,25 @@ impl Checked {
     }
 
     fn emulated(&self, config: &StressConfig, control: &Control) -> Result<Driven, RunError> {
-        let _ = control;
         match config.lock {
-            Lock::Mmap | Lock::TypeSafe => Err(RunError::Unsupported("not yet".into())),
+            Lock::Mmap => self.with_scheme::<MmapOnly>(config, control),
+            Lock::TypeSafe => self.with_scheme::<TypeSafe>(config, control),
+        }
+    }
+
+    fn with_scheme<S: LockScheme>(&self, config: &StressConfig, control: &Control) -> Result<Driven, RunError> {
+        let pager = if config.verify { AnyPager::Stamped } else { AnyPager::Zero };
+        let (spaces, bytes) = (0..self.plan.address_spaces, self.region_bytes);
+        let faults = |handlers| -> Result<Vec<Faults<S>>, RunError> {
+            spaces.clone().map(|_| Faults::new(bytes, handlers, pager)).collect()
+        };
+        match config.delivery {
+            Delivery::Software => {
+                let spaces: Result<Vec<_>, _> = spaces.map(|_| Soft::<S>::new(bytes, pager)).collect();
+                self.drive(spaces?, control)
+            }
+            Delivery::Sigbus => self.drive(faults(None)?, control),
+            Delivery::Queue => self.drive(faults(Some(config.handlers as usize))?, control),
         }
     }
 
@@ -168,7 +188,7 @@ impl Checked {
             op_ns: op_ns.collect(),
             vma_lock: emulated.then(|| vma_lock(counters)),
             mmap_lock: emulated.then(|| mmap_lock(counters)),
-            slab: emulated.then(|| slab(counters)),
+            slab: emulated.then(|| slab(counters, driven.slab)),
             host_calls: emulated.then(|| host_calls(counters)),
             rcu: emulated.then(|| RcuReport {
                 grace_periods: driven.rcu_after.grace_periods - driven.rcu_before.grace_periods,
@@ -244,13 +264,13 @@ fn mmap_lock(counters: &Snapshot) -> MmapLockReport {
     }
 }
 
-fn slab(counters: &Snapshot) -> SlabReport {
+fn slab(counters: &Snapshot, used: Option<SlabUse>) -> SlabReport {
     SlabReport {
         allocated: counters.get(Counter::VmaAllocated),
         reused: counters.get(Counter::VmaReused),
         reused_other_mm: counters.get(Counter::VmaReusedOtherMm),
-        slabs: None,
-        object_bytes: None,
+        slabs: used.map(|used| used.slabs),
+        object_bytes: used.map(|used| used.object_bytes),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::ctx::{Ctx, Fail, Role};
 use crate::measure::{BUCKETS, Recorder, p99};
 use crate::report::Violation;
 use crate::shared::{Phase, Plan, Rendezvous, Shared};
-use crate::target::Target;
+use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
 use crate::workload::{Visit, Workload};
 use crate::{RunError, WorkloadInfo, workload};
@@ -33,6 +33,8 @@ pub(crate) struct Driven {
     pub(crate) interrupted: bool,
     /// The core's counters during the measured part.
     pub(crate) counters: Snapshot,
+    /// What the slab held before the address spaces were dropped.
+    pub(crate) slab: Option<SlabUse>,
     pub(crate) rcu_before: rcu::Stats,
     pub(crate) rcu_after: rcu::Stats,
     pub(crate) checked: u64,
@@ -87,18 +89,18 @@ fn drive_as<T: Target, W: Workload>(
     let mut crew = Crew::hire(&shared, &work)?;
 
     let mut watch = Watch::new(&shared, control);
-    if shared.phase() == Phase::WarmUp {
+    let (began, measured) = if shared.phase() == Phase::WarmUp {
         watch.start(Stage::WarmUp);
         crew.gate.wait(|| true);
         crew.watch_until(Some(shared.plan.warmup), &mut watch);
         watch.start(Stage::Measure);
-        shared.begin_measuring();
+        (shared.clock.raw(), shared.begin_measuring())
     } else {
         watch.start(Stage::Measure);
+        let began = shared.clock.raw();
         crew.gate.wait(|| true);
-    }
-    let began = shared.clock.raw();
-    let measured = shared.phase() == Phase::Measure;
+        (began, true)
+    };
     let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch);
     shared.stop();
 
@@ -122,6 +124,7 @@ fn drive_as<T: Target, W: Workload>(
         seconds: if measured { shared.clock.delta_as_nanos(began, last) as f64 / 1e9 } else { 0.0 },
         interrupted,
         counters,
+        slab: shared.targets[0].slab(),
         rcu_before: watch.rcu_before,
         rcu_after,
         checked: shared.live.iter().map(|live| live.checked.load(Ordering::Relaxed)).sum(),

@@ -78,10 +78,10 @@ impl<T: Target> Shared<T> {
         }
     }
 
-    pub(crate) fn begin_measuring(&self) {
+    /// Ends the warm-up. `false`: the run was stopped meanwhile, and stays so.
+    pub(crate) fn begin_measuring(&self) -> bool {
         let (from, to) = (Phase::WarmUp as u8, Phase::Measure as u8);
-        // Fails if the run was stopped meanwhile: it stays stopped.
-        let _ = self.phase.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        self.phase.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Threads leave at the end of what they are doing.

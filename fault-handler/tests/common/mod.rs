@@ -43,6 +43,8 @@ pub struct FlatMap {
     states: Vec<AtomicU8>,
     /// Readers, or `WRITER`.
     lock: AtomicU32,
+    /// A writer waits: readers let it through.
+    writer_waits: AtomicBool,
     /// Pages are filled with this byte.
     fill: AtomicU8,
     pub faults: AtomicU64,
@@ -60,6 +62,7 @@ impl FlatMap {
             mmu,
             states: (0..pages).map(|_| AtomicU8::new(State::Unmapped as u8)).collect(),
             lock: AtomicU32::new(0),
+            writer_waits: AtomicBool::new(false),
             fill: AtomicU8::new(0),
             faults: AtomicU64::new(0),
             installed: AtomicU64::new(0),
@@ -81,8 +84,10 @@ impl FlatMap {
 
     fn write_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         while self.lock.compare_exchange(0, WRITER, SeqCst, SeqCst).is_err() {
+            self.writer_waits.store(true, SeqCst);
             std::thread::yield_now();
         }
+        self.writer_waits.store(false, SeqCst);
         let result = f();
         self.lock.store(0, SeqCst);
         result
@@ -91,10 +96,13 @@ impl FlatMap {
     fn read_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         loop {
             let old = self.lock.load(SeqCst);
-            if old & WRITER == 0 && self.lock.compare_exchange(old, old + 1, SeqCst, SeqCst).is_ok() {
+            if old & WRITER == 0
+                && !self.writer_waits.load(SeqCst)
+                && self.lock.compare_exchange(old, old + 1, SeqCst, SeqCst).is_ok()
+            {
                 break;
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
         let result = f();
         self.lock.fetch_sub(1, SeqCst);

@@ -6,6 +6,8 @@
 //! * [`native::Native`]: the host's own address space.
 //! * `fake::Fake` (tests): a correct model in memory, and wrong ones.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod native;
 pub(crate) mod soft;
@@ -15,6 +17,21 @@ use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
 use vmalab::mm::{MapFlags, Mapping, Prot};
 use vmalab::pager::Stamp;
+use vmalab::slab::Slab;
+
+/// What the slab of a lock scheme holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlabUse {
+    pub(crate) slabs: u64,
+    pub(crate) object_bytes: u64,
+}
+
+impl SlabUse {
+    fn of<T>(slab: &Slab<T>) -> SlabUse {
+        let stats = slab.stats();
+        SlabUse { slabs: stats.pages as u64, object_bytes: stats.object_bytes as u64 }
+    }
+}
 
 /// One address space. Calls have the meaning of the system calls they are named after.
 pub(crate) trait Target: Send + Sync + 'static {
@@ -58,6 +75,11 @@ pub(crate) trait Target: Send + Sync + 'static {
 
     /// The number that stamps carry as `mm_id`.
     fn id(&self) -> u64;
+
+    /// The slab that its VMAs come from.
+    fn slab(&self) -> Option<SlabUse> {
+        None
+    }
 
     /// Checks what must hold at rest. Panics if it does not.
     fn validate(&self);

@@ -1,19 +1,33 @@
 //! [`Soft`]: an [`Mm`] whose accesses are direct calls (`software` delivery).
 
-use super::Target;
-use std::sync::Arc;
+use super::{SlabUse, Target};
+use crate::RunError;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
 use vmalab::lock::LockScheme;
 use vmalab::mm::{MapFlags, Mapping, Mm, Prot};
 use vmalab::mmu::Mmu;
+use vmalab::mmu::soft::SoftMmu;
 use vmalab::pager::{AnyPager, Stamp};
 
-/// An address space over any [`Mmu`], reached through `Mm::read` and `Mm::write`.
-pub(crate) struct Soft<S: LockScheme, M: Mmu>(pub(crate) Arc<Mm<S, M, AnyPager>>);
+/// An address space over [`SoftMmu`], reached through `Mm::read` and `Mm::write`.
+pub(crate) struct Soft<S: LockScheme>(Mm<S, SoftMmu, AnyPager>);
 
-impl<S: LockScheme, M: Mmu> Target for Soft<S, M> {
+impl<S: LockScheme> Soft<S> {
+    /// An empty one.
+    pub(crate) fn new(bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
+        match SoftMmu::new(bytes) {
+            Ok(mmu) => Ok(Soft(Mm::new(mmu, pager))),
+            Err(error) => Err(RunError::Unsupported(format!(
+                "no room for an address space of {bytes} bytes ({error:?}): ask for less with --region, or fewer \
+                 address spaces"
+            ))),
+        }
+    }
+}
+
+impl<S: LockScheme> Target for Soft<S> {
     fn map(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
         self.0.map(addr, len, prot, flags)
     }
@@ -48,6 +62,10 @@ impl<S: LockScheme, M: Mmu> Target for Soft<S, M> {
 
     fn id(&self) -> u64 {
         self.0.id()
+    }
+
+    fn slab(&self) -> Option<SlabUse> {
+        Some(SlabUse::of(S::slab()))
     }
 
     fn validate(&self) {

@@ -16,6 +16,7 @@ use crate::shared::{Plan, Shared};
 use crate::target::Target;
 use crate::verify::grid::{Grid, Memory, Shape};
 use serde::Serialize;
+use vmalab::addr::PageRange;
 
 /// A workload, as `vmalab list workloads` tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -143,12 +144,22 @@ impl Grids {
         Grids { grids: (0..mutators).map(|mutator| vec![grid(mutator)]).collect() }
     }
 
-    /// One for each mutator in every address space, at the same offsets.
-    fn in_each_mm<T: Target>(shared: &Shared<T>, shape: Shape) -> Grids {
+    /// Grids of these shapes for each mutator in every address space, at the
+    /// same offsets; a mutator's come address space by address space.
+    fn in_each_mm<T: Target>(shared: &Shared<T>, shapes: &[Shape]) -> Grids {
         let Plan { threads, mutators, address_spaces, .. } = shared.plan;
-        let grid = |mutator: usize, mm: usize| Grid::new(mm, shared.area(mm, threads + mutator), shape);
-        let all_of = |mutator| (0..address_spaces).map(|mm| grid(mutator, mm)).collect();
-        Grids { grids: (0..mutators).map(all_of).collect() }
+        let of_mutator = |mutator: usize| {
+            let mut grids = Vec::new();
+            for mm in 0..address_spaces {
+                let mut area = shared.area(mm, threads + mutator);
+                for &shape in shapes {
+                    grids.push(Grid::new(mm, area, shape));
+                    area = PageRange::new(area.start() + shape.bytes(), area.end());
+                }
+            }
+            grids
+        };
+        Grids { grids: (0..mutators).map(of_mutator).collect() }
     }
 
     fn of_mutator(&self, mutator: usize) -> &[Grid] {

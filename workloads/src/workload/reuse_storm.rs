@@ -14,17 +14,20 @@ use crate::verify::grid::{Change, Owner, Shape};
 use crate::verify::shadow::State;
 use std::ops::Range;
 
-const SHAPE: Shape = Shape { cells: 4, slots_per_cell: 4, pages_per_slot: 1 };
+/// What is traded: slots that touch no other, so that each is a VMA of its own.
+const TRADED: Shape = Shape { cells: 16, slots_per_cell: 1, pages_per_slot: 1 };
+/// What is disturbed: neighbours.
+const DISTURBED: Shape = Shape { cells: 2, slots_per_cell: 4, pages_per_slot: 1 };
 
 pub(super) struct ReuseStorm(Grids);
 
 impl Workload for ReuseStorm {
     fn region_bytes(plan: &Plan) -> usize {
-        plan.workers() * SHAPE.bytes()
+        plan.workers() * (TRADED.bytes() + DISTURBED.bytes())
     }
 
     fn new<T: Target>(shared: &Shared<T>) -> Result<ReuseStorm, Fail> {
-        Ok(ReuseStorm(Grids::in_each_mm(shared, SHAPE)))
+        Ok(ReuseStorm(Grids::in_each_mm(shared, &[TRADED, DISTURBED])))
     }
 
     fn fault_thread<T: Target>(&self, ctx: &mut Ctx<T>) -> Flow {
@@ -32,27 +35,24 @@ impl Workload for ReuseStorm {
     }
 
     fn mutator<T: Target>(&self, ctx: &mut Ctx<T>) -> Flow {
-        let mut owners: Vec<Owner<'_>> = self.0.of_mutator(ctx.index).iter().map(Owner::new).collect();
-        // Slots alternate between address spaces, so that there is always one to trade.
-        for (mm, owner) in owners.iter_mut().enumerate() {
-            for slot in (0..owner.states().len()).filter(|slot| slot % 2 == mm % 2) {
-                owner.change(ctx, slot..slot + 1, Change::Map(State::ReadWrite))?;
-            }
+        let grids = self.0.of_mutator(ctx.index);
+        let owners = |shape: usize| grids.iter().skip(shape).step_by(2).map(Owner::new).collect::<Vec<_>>();
+        let (mut traded, mut disturbed) = (owners(0), owners(1));
+        // Every slot is mapped in one address space and free in the others.
+        for slot in 0..TRADED.cells {
+            let mm = slot % traded.len();
+            traded[mm].change(ctx, slot..slot + 1, Change::Map(State::ReadWrite))?;
         }
         let mut from = 0;
         while ctx.go() {
-            let to = (from + 1) % owners.len();
+            let to = (from + 1) % traded.len();
             if ctx.rng.one_in(8) {
-                disturb(ctx, &mut owners[from])?;
-            } else if let Some(slot) = pick(ctx, &owners[from], |state| state != State::Unmapped) {
-                owners[from].change(ctx, slot..slot + 1, Change::Unmap)?;
-                // The same numeric offset if it is free there, so that a stale
-                // pointer finds the object at the very address it looked for.
-                let free = owners[to].states()[slot] == State::Unmapped;
-                let slot = if free { Some(slot) } else { pick(ctx, &owners[to], |state| state == State::Unmapped) };
-                if let Some(slot) = slot {
-                    owners[to].change(ctx, slot..slot + 1, Change::Map(State::ReadWrite))?;
-                }
+                disturb(ctx, &mut disturbed[from])?;
+            } else if let Some(slot) = mapped_slot(ctx, &traded[from]) {
+                traded[from].change(ctx, slot..slot + 1, Change::Unmap)?;
+                // At the same offset, so that a stale pointer finds the object
+                // under the very number it looked for.
+                traded[to].change(ctx, slot..slot + 1, Change::Map(State::ReadWrite))?;
             }
             from = to;
         }
@@ -60,11 +60,10 @@ impl Workload for ReuseStorm {
     }
 }
 
-/// Some slot in such a state.
-fn pick<T: Target>(ctx: &mut Ctx<T>, owner: &Owner<'_>, wanted: impl Fn(State) -> bool) -> Option<usize> {
+fn mapped_slot<T: Target>(ctx: &mut Ctx<T>, owner: &Owner<'_>) -> Option<usize> {
     let states = owner.states();
     let first = ctx.rng.below(states.len());
-    (first..states.len()).chain(0..first).find(|&slot| wanted(states[slot]))
+    (first..states.len()).chain(0..first).find(|&slot| states[slot] != State::Unmapped)
 }
 
 /// A change of several slots: one VMA over all of them, a hole, or a protection.
@@ -73,7 +72,7 @@ fn disturb<T: Target>(ctx: &mut Ctx<T>, owner: &mut Owner<'_>) -> Flow {
     let mapped = owner.states()[slots.clone()].iter().all(|&state| state != State::Unmapped);
     let change = match ctx.rng.below(4) {
         0 | 1 if mapped => Change::Protect([State::Read, State::None, State::ReadWrite][ctx.rng.below(3)]),
-        0 | 1 | 2 => Change::Map([State::ReadWrite, State::ReadWrite, State::Read][ctx.rng.below(3)]),
+        0..3 => Change::Map([State::ReadWrite, State::ReadWrite, State::Read][ctx.rng.below(3)]),
         _ => Change::Unmap,
     };
     owner.change(ctx, slots, change)

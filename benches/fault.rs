@@ -1,0 +1,2 @@
+//! placeholder while the fault handler settles
+fn main() {}
