@@ -15,7 +15,8 @@ if ! command -v perf >/dev/null; then
 fi
 paranoid=$(cat /proc/sys/kernel/perf_event_paranoid 2>/dev/null || echo 0)
 if ((paranoid > 2 && EUID != 0)); then
-  echo "perf is not allowed here (perf_event_paranoid is $paranoid): be root, or 'sudo sysctl kernel.perf_event_paranoid=1'" >&2
+  echo "perf is not allowed here (perf_event_paranoid is $paranoid):" \
+    "be root, or 'sudo sysctl kernel.perf_event_paranoid=1'" >&2
   exit 3
 fi
 
