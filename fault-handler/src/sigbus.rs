@@ -404,3 +404,41 @@ fn set_mask(new: &u64, old: &mut u64) {
     // SAFETY: both point to 8 bytes.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, new, old, size_of::<u64>()) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{Notify, Region};
+    use crate::registry::Registration;
+    use crate::uffd::Privilege;
+    use std::sync::Arc;
+    use vmalab::addr::PAGE_SIZE;
+    use vmalab::fault::ServeFault;
+
+    struct Refuse;
+
+    impl ServeFault for Refuse {
+        fn serve_fault(&self, _: VirtAddr, _: Access) -> Outcome {
+            Outcome::Signal(Signal::AccErr)
+        }
+    }
+
+    /// A handler thread's signal that comes when the access is long over must
+    /// not hit what the thread does now.
+    #[test]
+    fn a_late_signal_hits_nobody() {
+        install().unwrap();
+        let region = Region::new(PAGE_SIZE, Notify::Signal, Privilege::User).unwrap();
+        let addr = region.range().start();
+        let registration = Registration::new(region.range(), region.reservation(), Arc::new(Refuse)).unwrap();
+        let taken = CONSUMED.of(siginfo::thread_id()).load(Ordering::Relaxed);
+        // Of messages read before the first of them arms the thread.
+        let seen = armings();
+        for _ in 0..500 {
+            let late = siginfo::queued(addr, Access { write: true, present: false }, seen);
+            assert!(siginfo::send(siginfo::thread_id(), &late));
+        }
+        assert!(CONSUMED.of(siginfo::thread_id()).load(Ordering::Relaxed) >= taken + 500);
+        drop(registration);
+    }
+}

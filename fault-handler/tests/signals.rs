@@ -143,6 +143,38 @@ fn foreign_page() -> usize {
     }
 }
 
+static ALARMS: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn alarm(_: i32) {
+    ALARMS.fetch_add(1, SeqCst);
+}
+
+/// Bad and good accesses while a timer's signals interrupt the waits, so that
+/// faults are repeated and their messages doubled.
+fn interrupted(how: How) {
+    const PAGES: usize = 64;
+    set_handler(libc::SIGALRM, alarm as *const () as usize, 0, None);
+    let served = Served::new(PAGES, how);
+    let every = libc::timeval { tv_sec: 0, tv_usec: 60 };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: starts a timer of this process, which is made for this test.
+    assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) }, 0);
+    for _ in 0..20 {
+        served.map.set(0, PAGES, State::Unmapped);
+        for half in [0, PAGES / 2] {
+            served.map.set(half, half + PAGES / 2, if half == 0 { State::Read } else { State::ReadWrite });
+        }
+        for page in 0..PAGES {
+            let addr = served.map.addr(page);
+            // SAFETY: addresses of this test's region.
+            let stored = unsafe { vmalab_fault_handler::access::store_u64(addr, 1) };
+            let expected = if page < PAGES / 2 { Err(vmalab::fault::Signal::AccErr) } else { Ok(()) };
+            assert_eq!(stored, expected);
+        }
+    }
+    assert!(ALARMS.load(SeqCst) > 10);
+}
+
 #[test]
 fn child() {
     let Some(scenario) = scenario() else { return };
@@ -254,6 +286,7 @@ fn child() {
             }
             deeper(&mut [0; 4096]);
         }
+        "interrupted" => interrupted(how),
         other => panic!("{other}"),
     }
     // What follows a success: not reached where death is expected.
@@ -308,6 +341,11 @@ fn signals_that_are_not_ours_go_where_they_went_before() {
     everywhere("foreign_segv_default", End::Signal(libc::SIGSEGV));
     everywhere("kill_ignored", End::Exit(0));
     everywhere("kill_default", End::Signal(libc::SIGBUS));
+}
+
+#[test]
+fn other_signals_may_interrupt_the_wait() {
+    everywhere("interrupted", End::Exit(0));
 }
 
 #[test]
