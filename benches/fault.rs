@@ -169,6 +169,8 @@ fn ratios(name: &str, bare: &Bare, how: Touch, subjects: [(&str, Run<'_>); 2]) {
             .collect();
         ratios.sort_by(f64::total_cmp);
         let (low, mid, high) = (ratios[ROUNDS / 4], ratios[ROUNDS / 2], ratios[3 * ROUNDS / 4]);
-        println!("{name}, {subject} / bare: {mid:.3} (quartiles {low:.3} to {high:.3}, {ROUNDS} rounds of {PAGES} faults)");
+        println!(
+            "{name}, {subject} / bare: {mid:.3} (quartiles {low:.3} to {high:.3}, {ROUNDS} rounds of {PAGES} faults)"
+        );
     }
 }
