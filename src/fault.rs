@@ -149,7 +149,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     #[inline]
     fn make_present(&self, vma: &VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
         let writable = vma.flags().contains(VmaFlags::WRITE);
-        if self.mmu().unhide(page, writable)? {
+        // Contents of a mapping that was never written come back protected: its
+        // first store must fault.
+        if self.mmu().unhide(page, writable && vma.anon_vma() != 0)? {
             return Ok(());
         }
         let installed = if self.pager().is_zero() {

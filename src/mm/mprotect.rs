@@ -87,7 +87,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                     layout.change(Some(place), Segment { flags, ..piece });
                     layout.keep(place, old.part(PageRange::new(piece.range.end(), VirtAddr(usize::MAX).page())));
                     let (from, to) = (old.flags.page_access(), flags.page_access());
-                    if from != to {
+                    // In a mapping that was never written, pages stay protected,
+                    // and the first store faults: it gives the VMA its `anon_vma`.
+                    let first_store_faults = to == PageAccess::ReadWrite && old.anon_vma == 0;
+                    if from != to && !first_store_faults {
                         changes.push(PageChange { range: piece.range, from, to });
                     }
                 }

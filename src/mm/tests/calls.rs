@@ -18,6 +18,7 @@ for_each_scheme!(
     map_count_limits,
     signals,
     contents_live_and_die_with_the_mapping,
+    a_first_store_is_noticed,
     incarnations_never_go_back,
     populate,
     listing_reads_like_proc,
@@ -266,6 +267,25 @@ fn contents_live_and_die_with_the_mapping<S: LockScheme>() {
     mm.mmap(page(3), PAGE_SIZE, RW, FIXED).unwrap();
     assert_eq!(load(&mm, page(3) + VALUE), Ok(0));
     mm.validate();
+}
+
+/// Pages that were only read before the mapping became writable: the first
+/// store still counts as one (found by the model).
+fn a_first_store_is_noticed<S: LockScheme>() {
+    for through_none in [false, true] {
+        let mm = soft::<S>(16);
+        mm.mmap(page(2), 2 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
+        load(&mm, page(2)).unwrap();
+        if through_none {
+            mm.mprotect(page(2), 2 * PAGE_SIZE, Prot::NONE).unwrap();
+        }
+        mm.mprotect(page(2), 2 * PAGE_SIZE, RW).unwrap();
+        load(&mm, page(2)).unwrap();
+        store(&mm, page(2), 1).unwrap();
+        let read = mm.core().mmap_read();
+        let entry = read.snapshot().entry_at(VirtAddr(page(2))).unwrap();
+        assert_ne!(read.vma(entry).segment().anon_vma, 0);
+    }
 }
 
 /// Pages filled for a mapping carry its incarnation or a higher one, also
