@@ -74,7 +74,7 @@ fn nothing_is_left() {
 /// Threads fault on a region while it goes, many times over.
 fn storm(how: How) {
     const PAGES: usize = 64;
-    for round in 0..30 {
+    for round in 0..12 {
         let served = Served::new(PAGES, how);
         served.map.set(0, PAGES, State::ReadWrite);
         served.map.stall.store(round % 3 == 0, SeqCst);
@@ -192,6 +192,31 @@ fn locked() {
     assert_eq!(served.map.installed.load(SeqCst), 2);
 }
 
+/// A forked child finds nothing where the region was, and may make its own.
+fn forked() {
+    let served = Served::new(8, How::Sigbus);
+    served.map.set(0, 8, State::ReadWrite);
+    // SAFETY: loads of this test's region; in the child of a process with few
+    // threads only this code runs, and `_exit` ends it.
+    unsafe {
+        assert_eq!(load_u64(served.map.addr(0)), Ok(0));
+        let child = libc::fork();
+        if child == 0 {
+            let gone = load_u64(served.map.addr(0)) == Err(Signal::MapErr);
+            let own = Served::new(8, How::Sigbus);
+            own.map.set(0, 8, State::ReadWrite);
+            let works = load_u64(own.map.addr(1)) == Ok(0);
+            own.map.set(0, 8, State::None);
+            let hides = own.map.mmu.hidden_pages() == 1;
+            libc::_exit(if gone && works && hides { 7 } else { 8 });
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        assert_eq!(libc::WEXITSTATUS(status), 7);
+        assert_eq!(load_u64(served.map.addr(1)), Ok(0));
+    }
+}
+
 #[test]
 fn child() {
     match scenario().as_deref() {
@@ -204,6 +229,7 @@ fn child() {
         Some("no_descriptors") => no_descriptors(),
         Some("address_space_limit") => address_space_limit(),
         Some("locked") => locked(),
+        Some("forked") => forked(),
         Some(other) => panic!("{other}"),
     }
 }
@@ -235,6 +261,11 @@ fn limits_are_told_clearly() {
 #[test]
 fn locked_memory_is_not_the_regions() {
     ends("locked", End::Exit(0));
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_it() {
+    ends("forked", End::Exit(0));
 }
 
 #[test]

@@ -143,6 +143,66 @@ fn foreign_page() -> usize {
     }
 }
 
+static ALARMS: AtomicI32 = AtomicI32::new(0);
+
+/// A page that the alarm's handler reads; 0 while this thread holds the lock.
+static ALARM_PAGE: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn alarm(_: i32) {
+    let page = ALARM_PAGE.load(SeqCst);
+    if page != 0 {
+        // SAFETY: an address of this test's region.
+        let read = unsafe { vmalab_fault_handler::access::load_u64(page) };
+        assert!(matches!(read, Err(vmalab::fault::Signal::MapErr)));
+    }
+    ALARMS.fetch_add(1, SeqCst);
+}
+
+/// A timer that sends this thread SIGALRM every so often.
+fn start_alarms(every_ns: i64) {
+    // SAFETY: a timer of this process, which is made for this test.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer = ptr::null_mut();
+        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
+        let every = libc::timespec { tv_sec: 0, tv_nsec: every_ns };
+        let spec = libc::itimerspec { it_interval: every, it_value: every };
+        assert_eq!(libc::timer_settime(timer, 0, &spec, ptr::null_mut()), 0);
+    }
+}
+
+/// Bad and good accesses while a timer's signals interrupt them and their
+/// waits, so that faults are repeated and reported twice, and whose handler
+/// touches the region itself.
+fn interrupted(how: How) {
+    const PAGES: usize = 64;
+    set_handler(libc::SIGALRM, alarm as *const () as usize, 0, None);
+    let served = Served::new(PAGES + 1, how);
+    // Longer than its handler takes, or nothing else would run.
+    start_alarms(1_500_000);
+    for _ in 0..25 {
+        // The timer's handler must not wait for a lock that its thread holds.
+        ALARM_PAGE.store(0, SeqCst);
+        served.map.set(0, PAGES, State::Unmapped);
+        for half in [0, PAGES / 2] {
+            served.map.set(half, half + PAGES / 2, if half == 0 { State::Read } else { State::ReadWrite });
+        }
+        ALARM_PAGE.store(served.map.addr(PAGES), SeqCst);
+        for page in 0..PAGES {
+            let addr = served.map.addr(page);
+            // SAFETY: addresses of this test's region.
+            let stored = unsafe { vmalab_fault_handler::access::store_u64(addr, 1) };
+            let expected = if page < PAGES / 2 { Err(vmalab::fault::Signal::AccErr) } else { Ok(()) };
+            assert_eq!(stored, expected);
+        }
+    }
+    ALARM_PAGE.store(0, SeqCst);
+    assert!(ALARMS.load(SeqCst) > 0);
+}
+
 #[test]
 fn child() {
     let Some(scenario) = scenario() else { return };
@@ -254,6 +314,7 @@ fn child() {
             }
             deeper(&mut [0; 4096]);
         }
+        "interrupted" => interrupted(how),
         other => panic!("{other}"),
     }
     // What follows a success: not reached where death is expected.
@@ -308,6 +369,11 @@ fn signals_that_are_not_ours_go_where_they_went_before() {
     everywhere("foreign_segv_default", End::Signal(libc::SIGSEGV));
     everywhere("kill_ignored", End::Exit(0));
     everywhere("kill_default", End::Signal(libc::SIGBUS));
+}
+
+#[test]
+fn other_signals_may_interrupt_the_wait() {
+    everywhere("interrupted", End::Exit(0));
 }
 
 #[test]
