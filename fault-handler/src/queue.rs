@@ -5,8 +5,8 @@
 //! if another thread installed the page, so that nobody's sleep depends on who
 //! was first. Where a signal is due, it cannot act in the faulting thread's
 //! stead: it sends that thread a SIGBUS of our own making, which interrupts
-//! its wait, and our SIGBUS handler there decides again, in place (see
-//! `sigbus::confirmed` for why twice).
+//! its wait, and our SIGBUS handler there decides again, in place
+//! (`sigbus::confirmed`).
 //!
 //! Before Linux 5.18 (EXACT_ADDRESS) messages name the page only, and so does
 //! `si_addr` of the signal.
@@ -19,17 +19,18 @@
 //! A thread that faults *inside a system call* (only with a userfaultfd for
 //! kernel faults, [`Privilege::Kernel`](crate::uffd::Privilege) or `Best` with
 //! rights) takes no signal before the call is over, and the call cannot end
-//! before the fault does: the kernel repeats the fault without pause. Such a
-//! thread is recognised by its messages going on after the signal was sent and
-//! not taken. Then the page is poisoned (UFFDIO_POISON), which ends the call
-//! with EFAULT, as it should end; the next page installed there replaces the
-//! poison. Where that is impossible (a store into a page that is present and
-//! read-only, or a kernel before 6.6) the process dies of SIGSEGV.
+//! before the fault does. /proc tells that it is in a system call; where it
+//! does not, messages that go on after the signal was sent and not taken do.
+//! Then the page is poisoned (UFFDIO_POISON), which ends the call with EFAULT,
+//! as it should end; the next page installed there replaces the poison. Where
+//! that is impossible (a store into a page that is present and read-only, or a
+//! kernel before 6.6) the process dies of SIGSEGV.
 
 use crate::region::Region;
 use crate::registry::{self, Found};
 use crate::sigbus;
-use crate::siginfo;
+use crate::siginfo::{self, Queued};
+use crate::uffd::Origin;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -37,9 +38,10 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
-use vmalab::fault::{Access, Outcome};
+use vmalab::fault::{Access, Outcome, Signal};
 use vmalab::rcu;
 use vmalab::sync::{futex_wait, futex_wake};
 
@@ -159,7 +161,7 @@ impl Shared {
                 self.wait();
             }
             // Before the read: see `sigbus::confirmed`.
-            let armed = sigbus::armings();
+            let serial = sigbus::serial();
             let messages = match self.region.uffd().messages().read_events(&mut buffer) {
                 Ok(messages) => messages,
                 // A signal; anything else would come again and end in `stop`.
@@ -168,7 +170,7 @@ impl Shared {
             let mut any = false;
             for message in messages.flatten().filter_map(Message::decode) {
                 any = true;
-                self.handle(&message, armed);
+                self.handle(&message, serial);
             }
             if polling && !any {
                 std::hint::spin_loop();
@@ -188,18 +190,20 @@ impl Shared {
         }
     }
 
-    fn handle(&self, message: &Message, armed: u32) {
+    fn handle(&self, message: &Message, serial: u32) {
         let outcome = {
             let section = rcu::FAULTS.enter();
             match registry::find(&section, message.addr) {
                 Found::Region(serve) => serve.serve_fault(message.addr, message.access),
-                // The space is going: its end wakes everybody.
-                Found::Nothing | Found::Foreign => return,
+                // The space is going.
+                Found::Nothing => Outcome::Signal(Signal::MapErr),
+                // It is gone: its end wakes everybody.
+                Found::Foreign => return,
             }
         };
         match outcome {
             Outcome::Done => self.wake(message.addr),
-            Outcome::Signal(_) => self.signal(message, armed),
+            Outcome::Signal(_) => self.signal(message, serial),
         }
     }
 
@@ -209,22 +213,39 @@ impl Shared {
     }
 
     #[cold]
-    fn signal(&self, message: &Message, armed: u32) {
-        match self.repeats(message) {
-            0 => {
-                if cannot_take_sigbus(message.thread) {
-                    die_of_sigsegv();
-                }
-                siginfo::send(message.thread, &siginfo::queued(message.addr, message.access, armed));
-            }
-            // It is pending; the thread repeats its fault in the meantime.
-            1..REPEATS_MAX => std::thread::yield_now(),
-            _ => {
+    fn signal(&self, message: &Message, serial: u32) {
+        let kernel_faults = self.region.uffd().origin() != Origin::UserModeOnly;
+        match whereabouts(message.thread) {
+            Whereabouts::Waiting { rip, rsp } => send_sigbus(message, serial, rip, rsp),
+            Whereabouts::SystemCall if kernel_faults => {
+                // Or a signal handler has led it there since; then it will
+                // fault again, on poison or not.
                 if !self.region.poison(message.addr.page()) {
-                    die_of_sigsegv();
+                    self.repeat_or_die(message);
                 }
             }
+            // Not waiting, or not yet: if it does, it shall ask again.
+            Whereabouts::SystemCall | Whereabouts::Running => self.wake(message.addr),
+            Whereabouts::Unknown => match self.repeats(message) {
+                0 => send_sigbus(message, serial, 0, 0),
+                // It is pending; the thread repeats its fault in the meantime.
+                1..REPEATS_MAX => std::thread::yield_now(),
+                _ => {
+                    if !self.region.poison(message.addr.page()) {
+                        die_of_sigsegv();
+                    }
+                }
+            },
         }
+    }
+
+    /// For an access that can neither be served nor ended: if it comes again
+    /// and again it is inside a system call indeed.
+    fn repeat_or_die(&self, message: &Message) {
+        if self.repeats(message) >= REPEATS_MAX {
+            die_of_sigsegv();
+        }
+        self.wake(message.addr);
     }
 
     /// How often this access was told to end and did not.
@@ -239,29 +260,98 @@ impl Shared {
     }
 }
 
-/// Whether a SIGBUS sent to `thread` would never be delivered.
-fn cannot_take_sigbus(thread: i32) -> bool {
-    if sigbus::is_ignored(libc::SIGBUS) {
-        return true;
+fn send_sigbus(message: &Message, serial: u32, rip: usize, rsp: usize) {
+    if cannot_take_sigbus(message.thread) {
+        die_of_sigsegv();
     }
-    let mut path = [0u8; 48];
-    let mut rest = &mut path[..47];
-    let _ = std::io::Write::write_fmt(&mut rest, format_args!("/proc/self/task/{thread}/status"));
+    let Message { addr, access, thread } = *message;
+    siginfo::send(thread, &Queued { addr, access, rip, rsp, serial }.encode());
+}
+
+/// Where a thread is that has reported a fault.
+enum Whereabouts {
+    /// Asleep, outside any system call: in its fault.
+    Waiting { rip: usize, rsp: usize },
+    /// Asleep inside a system call.
+    SystemCall,
+    /// On a CPU.
+    Running,
+    /// /proc does not tell.
+    Unknown,
+}
+
+/// Asks `/proc/self/task/N/syscall`: "running", or the system call (-1: none),
+/// for a call its arguments, the stack pointer and the instruction pointer.
+fn whereabouts(thread: i32) -> Whereabouts {
+    // A message is readable a little before its thread is asleep.
+    for _ in 0..100 {
+        let mut text = [0u8; 256];
+        let Some(text) = read_proc(thread, "syscall", &mut text) else { return Whereabouts::Unknown };
+        let mut words = text.trim_ascii().split(|&b| b == b' ');
+        let hex = |word: Option<&[u8]>| {
+            let digits = std::str::from_utf8(word?.strip_prefix(b"0x")?).ok()?;
+            usize::from_str_radix(digits, 16).ok()
+        };
+        match words.next() {
+            Some(b"running") => std::thread::yield_now(),
+            Some(b"-1") => {
+                return match (hex(words.next()), hex(words.next())) {
+                    (Some(rsp), Some(rip)) => Whereabouts::Waiting { rip, rsp },
+                    _ => Whereabouts::Unknown,
+                };
+            }
+            Some(word) if word.first().is_some_and(u8::is_ascii_digit) => return Whereabouts::SystemCall,
+            _ => return Whereabouts::Unknown,
+        }
+    }
+    Whereabouts::Running
+}
+
+/// Whether a SIGBUS sent to `thread`, which waits, would never be delivered.
+///
+/// Blocked may also mean that it left the wait and is in our SIGBUS handler
+/// right now, for another report of the same access. Nobody is there for long:
+/// it must be blocked, and asleep outside system calls, each time we look.
+fn cannot_take_sigbus(thread: i32) -> bool {
+    const LOOKS: u32 = 20;
+    let stuck = || {
+        let waits = matches!(whereabouts(thread), Whereabouts::Waiting { .. } | Whereabouts::Unknown);
+        blocks_sigbus(thread) && waits
+    };
+    sigbus::is_ignored(libc::SIGBUS)
+        || (0..LOOKS).all(|look| {
+            if look > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stuck()
+        })
+}
+
+fn blocks_sigbus(thread: i32) -> bool {
     let mut text = [0u8; 4096];
+    let Some(text) = read_proc(thread, "status", &mut text) else { return false };
+    let line = text.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"SigBlk:\t"));
+    let mask = line.and_then(|hex| u64::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+    mask.unwrap_or(0) & (1 << (libc::SIGBUS - 1)) != 0
+}
+
+/// Reads a file of `/proc/self/task/N`. No allocation: this is the fault path.
+fn read_proc<'b>(thread: i32, file: &str, text: &'b mut [u8]) -> Option<&'b [u8]> {
+    let mut path = [0u8; 64];
+    let mut rest = &mut path[..63];
+    std::io::Write::write_fmt(&mut rest, format_args!("/proc/self/task/{thread}/{file}")).ok()?;
     // SAFETY: `path` ends in a zero byte, `text` takes what is read; the
-    // descriptor is closed again. No allocation: this is the fault path.
+    // descriptor is closed again.
     let read = unsafe {
         let fd = libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
         if fd < 0 {
-            return false;
+            return None;
         }
         let read = libc::read(fd, text.as_mut_ptr().cast(), text.len());
         libc::close(fd);
-        usize::try_from(read).unwrap_or(0)
+        usize::try_from(read).ok()?
     };
-    let line = text[..read].split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"SigBlk:\t"));
-    let mask = line.and_then(|hex| u64::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-    mask.unwrap_or(0) & (1 << (libc::SIGBUS - 1)) != 0
+    Some(&text[..read])
 }
 
 /// What the kernel does to a process whose fault signal is blocked.

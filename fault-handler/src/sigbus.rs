@@ -14,16 +14,18 @@
 //!   that Rust's std gives each thread has 8, of which the registers of an
 //!   AVX-512 machine take 3.4. The handler runs on the faulting thread's own
 //!   stack;
-//! - SIGSEGV in sa_mask: a SIGSEGV that the handler sends to its own thread
+//! - every signal in sa_mask. A SIGSEGV that the handler sends to its own thread
 //!   waits until the handler has returned, and then meets the context of the
-//!   faulting instruction.
+//!   faulting instruction. And no other handler of the program runs in the
+//!   middle, where SIGBUS is blocked and the fault path's locks are held, so
+//!   that its own touch of the region would be deadly.
 //!
 //! The SIGSEGV handler runs on the alternate stack if the previous one did:
 //! stack overflows are still reported.
 
 use crate::access::{fixup_for, signal_code};
 use crate::registry::{self, Found};
-use crate::siginfo::{self, SigInfo};
+use crate::siginfo::{self, Queued, SigInfo};
 use nix::errno::Errno;
 use std::cell::{Cell, UnsafeCell};
 use std::mem::MaybeUninit;
@@ -77,9 +79,9 @@ pub fn install() -> Result<(), Errno> {
     let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !*done {
         install_one(libc::SIGSEGV, on_sigsegv, &PREVIOUS_SEGV, |previous| {
-            (previous.sa_flags & (libc::SA_ONSTACK | libc::SA_RESTART), None)
+            (previous.sa_flags & (libc::SA_ONSTACK | libc::SA_RESTART), false)
         })?;
-        install_one(libc::SIGBUS, on_sigbus, &PREVIOUS_BUS, |_| (libc::SA_RESTART, Some(libc::SIGSEGV)))?;
+        install_one(libc::SIGBUS, on_sigbus, &PREVIOUS_BUS, |_| (libc::SA_RESTART, true))?;
         *done = true;
     }
     Ok(())
@@ -91,7 +93,7 @@ fn install_one(
     signal: i32,
     handler: Handler,
     previous: &'static Previous,
-    choose: impl Fn(&libc::sigaction) -> (i32, Option<i32>),
+    choose: impl Fn(&libc::sigaction) -> (i32, bool),
 ) -> Result<(), Errno> {
     // SAFETY: plain sigaction calls with initialised structures. The previous
     // action is stored before the handler that reads it can run, and `install`
@@ -100,13 +102,13 @@ fn install_one(
         let mut old: libc::sigaction = std::mem::zeroed();
         Errno::result(libc::sigaction(signal, ptr::null(), &mut old))?;
         (*previous.action.get()).write(old);
-        let (flags, masked) = choose(&old);
+        let (flags, mask_all) = choose(&old);
         let mut new: libc::sigaction = std::mem::zeroed();
         new.sa_sigaction = handler as usize;
         new.sa_flags = libc::SA_SIGINFO | flags;
         libc::sigemptyset(&mut new.sa_mask);
-        if let Some(masked) = masked {
-            libc::sigaddset(&mut new.sa_mask, masked);
+        if mask_all {
+            libc::sigfillset(&mut new.sa_mask);
         }
         Errno::result(libc::sigaction(signal, &new, ptr::null_mut()))?;
     }
@@ -152,8 +154,8 @@ fn bit(signal: i32) -> u64 {
 struct Fault {
     addr: VirtAddr,
     access: Access,
-    /// Queue delivery: the arming number that the handler thread had seen.
-    queued: Option<u32>,
+    /// Queue delivery: what the handler thread knew.
+    queued: Option<Queued>,
 }
 
 /// Poison markers are in use: BUS_MCEERR_AR may be ours.
@@ -173,8 +175,8 @@ fn fault_of(info: &SigInfo, context: &Context) -> Option<Fault> {
         let access = Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 };
         return Some(Fault { addr: VirtAddr(info.addr()), access, queued: None });
     }
-    let (addr, access, armed) = siginfo::decode_queued(info)?;
-    Some(Fault { addr, access, queued: Some(armed) })
+    let queued = Queued::decode(info)?;
+    Some(Fault { addr: queued.addr, access: queued.access, queued: Some(queued) })
 }
 
 extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -190,6 +192,15 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
 }
 
 fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault) {
+    if fault.queued.is_some() {
+        CONSUMED.count();
+        // Before anything else: a late signal may find this thread anywhere,
+        // even holding the locks of the fault path. Refused, the access is
+        // repeated, and if it still faults, asked again.
+        if !confirmed(fault, context) {
+            return;
+        }
+    }
     let verdict = {
         let section = rcu::FAULTS.enter();
         match registry::find(&section, fault.addr) {
@@ -198,17 +209,12 @@ fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &
             Found::Foreign => None,
         }
     };
-    if fault.queued.is_some() {
-        CONSUMED.count();
-    }
     let fixup = fixup_for(context.rip());
     match (verdict, fixup) {
         (Some(Outcome::Done), _) => {}
         // The space went away between the queue's decision and ours: the
         // access, repeated, will tell.
         (None, _) if fault.queued.is_some() => {}
-        // Repeat the access: if it still faults, it is asked again.
-        (Some(Outcome::Signal(_)), _) if !confirmed(fault, context.rip()) => {}
         (Some(Outcome::Signal(earned)), Some(fixup)) => context.redirect(fixup, signal_code(earned)),
         (None, _) if maybe_late(fault, context.rip()) => {}
         // Not our memory, but our routine: say a truncated file's mapping.
@@ -226,52 +232,71 @@ fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &
 /// The access that a thread was last told to repeat, for [`confirmed`] and
 /// [`maybe_late`].
 #[derive(Clone, Copy)]
-struct Armed {
+struct Repeated {
     rip: usize,
     addr: usize,
-    number: u32,
+    /// The serial that the thread drew then.
+    serial: u32,
 }
+
+const NOTHING: Repeated = Repeated { rip: 0, addr: 0, serial: 0 };
 
 thread_local! {
     /// Const-initialised and without destructor: async-signal-safe.
-    static ARMED: Cell<Armed> = const { Cell::new(NOT_ARMED) };
+    static REPEATED: Cell<Repeated> = const { Cell::new(NOTHING) };
 }
 
-const NOT_ARMED: Armed = Armed { rip: 0, addr: 0, number: 0 };
+/// Counts the queued signals that threads have judged.
+static SERIAL: AtomicU32 = AtomicU32::new(1);
 
-/// Numbers the armings of [`confirmed`].
-static ARMINGS: AtomicU32 = AtomicU32::new(1);
-
-/// The latest arming. A handler thread reads it before it reads messages.
-pub(crate) fn armings() -> u32 {
+/// The latest serial. A handler thread reads it before it reads messages.
+pub(crate) fn serial() -> u32 {
     // SeqCst: pairs with the SeqCst addition in `confirmed`: who reads a number
-    // here reads messages after that arming.
-    ARMINGS.load(Ordering::SeqCst)
+    // here reads messages after that judgement.
+    SERIAL.load(Ordering::SeqCst)
 }
 
-/// Whether the interrupted instruction is the one that faulted.
+/// Whether the interrupted instruction is the one that a queued signal is about.
 ///
-/// For a synchronous signal it is. A signal sent by a handler thread may come
-/// late: the access may have gone through meanwhile (another thread mapped the
-/// page), or another signal may have made the thread repeat it, so that two
-/// were sent. Such a signal must not hit whatever runs now. So the first one
-/// only *arms* the thread, with the instruction and the address, and lets it
-/// repeat the access. If it faults again, its message is read after the arming
-/// (an unread message vanishes when its thread leaves the wait, so older ones
-/// cannot turn up), and the second signal, with the arming's number or a later
-/// one, is proof.
-fn confirmed(fault: &Fault, rip: usize) -> bool {
-    let Some(seen) = fault.queued else { return true };
-    let armed = ARMED.get();
-    let at_least = seen.wrapping_sub(armed.number) < u32::MAX / 2;
-    if armed.rip == rip && armed.addr == fault.addr.get() && at_least {
-        ARMED.set(NOT_ARMED);
-        return true;
+/// A signal sent by a handler thread may come late: the access may have gone
+/// through meanwhile, or a third party's signal may have interrupted the wait,
+/// so that the fault was repeated and reported twice, or that its handler runs
+/// now. Such a signal must not hit whatever the thread does now, so it counts
+/// only if
+///
+/// - the interrupted context is the one that the handler thread saw waiting,
+///   by instruction and stack pointer (if /proc tells);
+/// - it was refused once before, for the same instruction and address, and its
+///   message was read after that: the instruction, repeated, faulted on that
+///   address. (A message unread when its thread leaves the wait vanishes, so
+///   one read after a judgement is not of a wait before it.)
+///
+/// What remains: a third party's handler that itself faults on the region, and
+/// that interrupts one bad access twice, both times between the report and its
+/// judgement, can be taken for it. Without /proc any handler that sleeps can.
+///
+/// Refusing is always safe: an access that still faults is reported again.
+fn confirmed(fault: &Fault, context: &Context) -> bool {
+    let Some(queued) = &fault.queued else { return true };
+    let (last, rip, addr) = (REPEATED.get(), context.rip(), fault.addr.get());
+    // Leaves the memory as it is: it must not make the next report, already on
+    // its way, look old.
+    let elsewhere = queued.rip != rip || queued.rsp != context.register(libc::REG_RSP) as usize;
+    if queued.rip != 0 && elsewhere {
+        return false;
     }
-    // SeqCst: pairs with `armings`.
-    let number = ARMINGS.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-    ARMED.set(Armed { rip, addr: fault.addr.get(), number });
-    false
+    let same = last.rip == rip && last.addr == addr;
+    let sure = same && queued.serial.wrapping_sub(last.serial) < u32::MAX / 2;
+    if same && !sure {
+        // An older report of the access that was just told to repeat. Drawing a
+        // new serial for it would make the report to come look old in its turn.
+        return false;
+    }
+    // SeqCst: pairs with `serial`.
+    let serial = SERIAL.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+    let (rip, addr) = if sure { (0, 0) } else { (rip, addr) };
+    REPEATED.set(Repeated { rip, addr, serial });
+    sure
 }
 
 /// Whether a fault that nobody serves may have been taken in a region that has
@@ -282,9 +307,10 @@ fn maybe_late(fault: &Fault, rip: usize) -> bool {
     if !registry::any_freed() {
         return false;
     }
-    let (armed, addr) = (ARMED.get(), fault.addr.get());
-    let again = armed.rip == rip && armed.addr == addr;
-    ARMED.set(if again { NOT_ARMED } else { Armed { rip, addr, number: armings() } });
+    let (last, addr) = (REPEATED.get(), fault.addr.get());
+    let again = last.rip == rip && last.addr == addr;
+    let (rip, addr) = if again { (0, 0) } else { (rip, addr) };
+    REPEATED.set(Repeated { rip, addr, ..last });
     !again
 }
 
@@ -432,11 +458,14 @@ mod tests {
         let addr = region.range().start();
         let registration = Registration::new(region.range(), region.reservation(), Arc::new(Refuse)).unwrap();
         let taken = CONSUMED.of(siginfo::thread_id()).load(Ordering::Relaxed);
-        // Of messages read before the first of them arms the thread.
-        let seen = armings();
-        for _ in 0..500 {
-            let late = siginfo::queued(addr, Access { write: true, present: false }, seen);
-            assert!(siginfo::send(siginfo::thread_id(), &late));
+        // The first is of a message read before the thread judged any other, so
+        // what must save it is the context; later ones are old as well.
+        let access = Access { write: true, present: false };
+        let elsewhere = Queued { addr, access, rip: 1, rsp: 1, serial: serial() };
+        for late in [elsewhere, Queued { rip: 0, rsp: 0, ..elsewhere }] {
+            for _ in 0..250 {
+                assert!(siginfo::send(siginfo::thread_id(), &late.encode()));
+            }
         }
         assert!(CONSUMED.of(siginfo::thread_id()).load(Ordering::Relaxed) >= taken + 500);
         drop(registration);

@@ -23,14 +23,17 @@ pub struct SigInfo {
     first: u64,
     /// `si_value`.
     second: u64,
-    _rest: [u64; 12],
+    /// Nothing in a sent signal; the kernel passes 48 bytes on as they are.
+    third: u64,
+    fourth: u64,
+    _rest: [u64; 10],
 }
 
 const _: () = assert!(size_of::<SigInfo>() == size_of::<libc::siginfo_t>());
 
 impl SigInfo {
     const fn new(signo: i32, errno: i32, code: i32, first: u64, second: u64) -> SigInfo {
-        SigInfo { signo, errno, code, _pad: 0, first, second, _rest: [0; 12] }
+        SigInfo { signo, errno, code, _pad: 0, first, second, third: 0, fourth: 0, _rest: [0; 10] }
     }
 
     /// A fault, as the kernel reports it.
@@ -50,25 +53,46 @@ impl SigInfo {
     }
 }
 
-/// The SIGBUS by which a handler thread tells `thread` of a bad access.
-/// `armed`: see `sigbus::confirmed`.
-pub fn queued(addr: VirtAddr, access: Access, armed: u32) -> SigInfo {
-    // SAFETY: no arguments.
-    let pid = unsafe { libc::getpid() } as u32;
-    let bits = i32::from(access.write) | i32::from(access.present) << 1;
-    let first = u64::from(pid) | u64::from(armed) << 32;
-    SigInfo::new(libc::SIGBUS, MAGIC | bits, libc::SI_QUEUE, first, addr.get() as u64)
+/// The SIGBUS by which a handler thread tells another thread of a bad access.
+#[derive(Clone, Copy, Debug)]
+pub struct Queued {
+    pub addr: VirtAddr,
+    pub access: Access,
+    /// The instruction that waits, and its stack pointer: 0 where /proc does
+    /// not tell.
+    pub rip: usize,
+    pub rsp: usize,
+    /// `sigbus::serial` before the message was read.
+    pub serial: u32,
 }
 
-/// What [`queued`] put in, if it was this process.
-pub fn decode_queued(info: &SigInfo) -> Option<(VirtAddr, Access, u32)> {
-    // SAFETY: no arguments.
-    let pid = unsafe { libc::getpid() } as u32;
-    if info.code != libc::SI_QUEUE || info.errno & !3 != MAGIC || info.first as u32 != pid {
-        return None;
+impl Queued {
+    /// As a signal.
+    pub fn encode(&self) -> SigInfo {
+        // SAFETY: no arguments.
+        let pid = unsafe { libc::getpid() } as u32;
+        let bits = i32::from(self.access.write) | i32::from(self.access.present) << 1;
+        let first = u64::from(pid) | u64::from(self.serial) << 32;
+        let mut info = SigInfo::new(libc::SIGBUS, MAGIC | bits, libc::SI_QUEUE, first, self.addr.get() as u64);
+        (info.third, info.fourth) = (self.rip as u64, self.rsp as u64);
+        info
     }
-    let access = Access { write: info.errno & 1 != 0, present: info.errno & 2 != 0 };
-    Some((VirtAddr(info.second as usize), access, (info.first >> 32) as u32))
+
+    /// From a signal, if this process sent it so.
+    pub fn decode(info: &SigInfo) -> Option<Queued> {
+        // SAFETY: no arguments.
+        let pid = unsafe { libc::getpid() } as u32;
+        if info.code != libc::SI_QUEUE || info.errno & !3 != MAGIC || info.first as u32 != pid {
+            return None;
+        }
+        Some(Queued {
+            addr: VirtAddr(info.second as usize),
+            access: Access { write: info.errno & 1 != 0, present: info.errno & 2 != 0 },
+            rip: info.third as usize,
+            rsp: info.fourth as usize,
+            serial: (info.first >> 32) as u32,
+        })
+    }
 }
 
 /// The calling thread. Async-signal-safe.

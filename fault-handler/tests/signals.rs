@@ -145,25 +145,52 @@ fn foreign_page() -> usize {
 
 static ALARMS: AtomicI32 = AtomicI32::new(0);
 
+/// A page that the alarm's handler reads; 0 while this thread holds the lock.
+static ALARM_PAGE: AtomicUsize = AtomicUsize::new(0);
+
 extern "C" fn alarm(_: i32) {
+    let page = ALARM_PAGE.load(SeqCst);
+    if page != 0 {
+        // SAFETY: an address of this test's region.
+        let read = unsafe { vmalab_fault_handler::access::load_u64(page) };
+        assert!(matches!(read, Err(vmalab::fault::Signal::MapErr)));
+    }
     ALARMS.fetch_add(1, SeqCst);
 }
 
-/// Bad and good accesses while a timer's signals interrupt the waits, so that
-/// faults are repeated and their messages doubled.
+/// A timer that sends this thread SIGALRM every so often.
+fn start_alarms(every_ns: i64) {
+    // SAFETY: a timer of this process, which is made for this test.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer = ptr::null_mut();
+        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
+        let every = libc::timespec { tv_sec: 0, tv_nsec: every_ns };
+        let spec = libc::itimerspec { it_interval: every, it_value: every };
+        assert_eq!(libc::timer_settime(timer, 0, &spec, ptr::null_mut()), 0);
+    }
+}
+
+/// Bad and good accesses while a timer's signals interrupt them and their
+/// waits, so that faults are repeated and reported twice, and whose handler
+/// touches the region itself.
 fn interrupted(how: How) {
     const PAGES: usize = 64;
     set_handler(libc::SIGALRM, alarm as *const () as usize, 0, None);
-    let served = Served::new(PAGES, how);
-    let every = libc::timeval { tv_sec: 0, tv_usec: 60 };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: starts a timer of this process, which is made for this test.
-    assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) }, 0);
-    for _ in 0..20 {
+    let served = Served::new(PAGES + 1, how);
+    // Longer than its handler takes, or nothing else would run.
+    start_alarms(1_500_000);
+    for _ in 0..25 {
+        // The timer's handler must not wait for a lock that its thread holds.
+        ALARM_PAGE.store(0, SeqCst);
         served.map.set(0, PAGES, State::Unmapped);
         for half in [0, PAGES / 2] {
             served.map.set(half, half + PAGES / 2, if half == 0 { State::Read } else { State::ReadWrite });
         }
+        ALARM_PAGE.store(served.map.addr(PAGES), SeqCst);
         for page in 0..PAGES {
             let addr = served.map.addr(page);
             // SAFETY: addresses of this test's region.
@@ -172,7 +199,8 @@ fn interrupted(how: How) {
             assert_eq!(stored, expected);
         }
     }
-    assert!(ALARMS.load(SeqCst) > 10);
+    ALARM_PAGE.store(0, SeqCst);
+    assert!(ALARMS.load(SeqCst) > 0);
 }
 
 #[test]
