@@ -1,6 +1,22 @@
-//! The fault path: from a faulting address to an installed page or a signal.
+//! The fault path: from a faulting address to an installed page or a signal
+//! (`do_user_addr_fault`, `handle_mm_fault`).
+//!
+//! A fault first tries to find and read-lock its VMA without the mmap lock.
+//! Where that does not work, or the fault turns out to need the mmap lock, it
+//! takes the mmap lock for reading and then must succeed or earn a signal. A
+//! bad access is decided under whichever lock is held.
+//!
+//! Everything here is async-signal-safe: no allocation, no logging, and no
+//! lock that a thread can hold while it touches the region. A fault that holds
+//! a VMA's lock never waits for the mmap lock (I11, R15).
 
 use crate::addr::VirtAddr;
+use crate::lock::LockScheme;
+use crate::mm::Mm;
+use crate::mmu::{Installed, Mmu, MmuError, PageBuf};
+use crate::pager::{PageRequest, Pager};
+use crate::stats::{Counter, count};
+use crate::vma::{Hold, VmaFlags, VmaRead};
 
 /// The access that faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,4 +51,184 @@ pub enum Outcome {
 pub trait ServeFault: Send + Sync {
     /// Serves one fault (`do_user_addr_fault`). Async-signal-safe.
     fn serve_fault(&self, addr: VirtAddr, access: Access) -> Outcome;
+}
+
+/// What [`Mm::handle_mm_fault`] has to say.
+enum Step {
+    Finished(Outcome),
+    /// `VM_FAULT_RETRY`: the fault needs the mmap lock.
+    Retry,
+}
+
+impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
+    fn serve_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
+        count(Counter::Fault);
+        let outcome = self.vma_lock_fault(addr, access).unwrap_or_else(|| self.mmap_lock_fault(addr, access));
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Signal(Signal::Bus) => count(Counter::FaultBus),
+            Outcome::Signal(_) => count(Counter::FaultSegv),
+        }
+        outcome
+    }
+}
+
+impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
+    /// The fault under its VMA's own lock; `None` where that does not work.
+    #[inline]
+    fn vma_lock_fault(&self, addr: VirtAddr, access: Access) -> Option<Outcome> {
+        if !S::PER_VMA {
+            return None;
+        }
+        let vma = match S::lock_vma_under_rcu(self.core(), addr) {
+            // SAFETY: the scheme has read-locked it, attached to our mm.
+            Ok(vma) => unsafe { VmaRead::new(vma, Hold::Vma) },
+            Err(abort) => {
+                count(abort.counter());
+                return None;
+            }
+        };
+        let step = self.handle_mm_fault(&vma, addr, access);
+        drop(vma);
+        match step {
+            Step::Finished(outcome) => {
+                count(Counter::VmaLockSuccess);
+                Some(outcome)
+            }
+            Step::Retry => {
+                count(Counter::VmaLockRetry);
+                None
+            }
+        }
+    }
+
+    /// The fault under the mmap lock (`lock_mm_and_find_vma`).
+    fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
+        let read = self.core().mmap_read();
+        let Some(vma) = read.snapshot().lookup(addr) else {
+            return Outcome::Signal(Signal::MapErr);
+        };
+        // SAFETY: in the tree, so attached, and the mmap lock keeps it so.
+        let vma = unsafe { VmaRead::new(vma, Hold::Mmap(read.into_guard())) };
+        match self.handle_mm_fault(&vma, addr, access) {
+            Step::Finished(outcome) => outcome,
+            Step::Retry => unreachable!("the mmap lock is held"),
+        }
+    }
+
+    /// Judges the access and makes the page present (`handle_mm_fault`).
+    #[inline]
+    fn handle_mm_fault(&self, vma: &VmaRead<'_, S>, addr: VirtAddr, access: Access) -> Step {
+        let flags = vma.flags();
+        let permitted = if access.write { flags.contains(VmaFlags::WRITE) } else { flags.intersects(VmaFlags::ACCESS) };
+        if !permitted {
+            return Step::Finished(Outcome::Signal(Signal::AccErr));
+        }
+        if access.write && vma.anon_vma() == 0 && !self.anon_vma_prepare(vma) {
+            return Step::Retry;
+        }
+        // Before the page appears: who removes it looks here first.
+        vma.set_touched();
+        let page = addr.page();
+        let done = if access.present {
+            // Write-protected from before the mapping became writable; or
+            // somebody else has just served the same page.
+            if access.write { self.mmu().allow_write(page) } else { Ok(()) }
+        } else {
+            self.make_present(vma, page, access.write)
+        };
+        Step::Finished(match done {
+            // Again: the access is repeated, and so is the fault if need be.
+            Ok(()) | Err(MmuError::Again) => Outcome::Done,
+            Err(MmuError::NoMemory) => Outcome::Signal(Signal::Bus),
+            Err(MmuError::Gone) => Outcome::Signal(Signal::MapErr),
+        })
+    }
+
+    /// `do_anonymous_page`, and hidden pages.
+    #[inline]
+    fn make_present(&self, vma: &VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
+        let writable = vma.flags().contains(VmaFlags::WRITE);
+        // Contents of a mapping that was never written come back protected: its
+        // first store must fault.
+        if self.mmu().unhide(page, writable && vma.anon_vma() != 0)? {
+            return Ok(());
+        }
+        let installed = if self.pager().is_zero() {
+            self.mmu().install(page, crate::mmu::Content::Zero, writable, for_write)?
+        } else {
+            self.install_filled(vma, page, writable, for_write)?
+        };
+        count(match installed {
+            Installed::New => Counter::PageInstalled,
+            Installed::Exists => Counter::PageExists,
+        });
+        Ok(())
+    }
+
+    /// Apart from `make_present` so that only filled pages pay for the buffer.
+    #[inline(never)]
+    fn install_filled(
+        &self,
+        vma: &VmaRead<'_, S>,
+        page: VirtAddr,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        let mut scratch = PageBuf::zeroed();
+        let request = PageRequest { page, incarnation: vma.incarnation(), mm_id: self.id() };
+        let content = self.pager().page(&request, &mut scratch);
+        self.mmu().install(page, content, writable, for_write)
+    }
+
+    /// Gives the VMA an identity for its anonymous pages: a neighbour's, if
+    /// the two could become one VMA, else a new one (`__vmf_anon_prepare`,
+    /// `find_mergeable_anon_vma`). Looking at neighbours takes the mmap lock;
+    /// with the VMA's own lock held it must not be waited for. `false`: could
+    /// not have it.
+    #[cold]
+    fn anon_vma_prepare(&self, vma: &VmaRead<'_, S>) -> bool {
+        let guard = if vma.is_vma_lock() {
+            match self.core().mmap_lock.try_read() {
+                Some(guard) => Some(guard),
+                None => return false,
+            }
+        } else {
+            None
+        };
+        let (range, flags) = (vma.range(), vma.flags());
+        // SAFETY: the mmap lock is held, by the guard above or by `vma`.
+        let snapshot = unsafe { self.core().tree.snapshot_locked() };
+        let next = snapshot.next(range.end()).filter(|e| e.range.start() == range.end());
+        let prev = snapshot.prev(range.start()).filter(|e| e.range.end() == range.start());
+        let shared = next.into_iter().chain(prev).find_map(|entry| {
+            // SAFETY: attached, and the mmap lock is held while we look.
+            let neighbour = unsafe { crate::vma::VmaRef::new(entry.ptr) }.segment();
+            let alike = (neighbour.flags ^ flags).difference(VmaFlags::ACCESS).is_empty();
+            (alike && neighbour.anon_vma != 0).then_some(neighbour.anon_vma)
+        });
+        vma.set_anon_vma(shared.unwrap_or_else(|| self.core().next_anon_vma()));
+        drop(guard);
+        true
+    }
+
+    /// Makes every page of `range` present, for writing where that is
+    /// permitted (`mm_populate`).
+    ///
+    /// # Errors
+    /// The signal that the first page which cannot be had would earn; the
+    /// pages before it are present.
+    pub fn populate(&self, range: crate::addr::PageRange) -> Result<(), Signal> {
+        for page in range.iter_pages() {
+            let write = {
+                let read = self.core().mmap_read();
+                let entry = read.snapshot().entry_at(page).ok_or(Signal::MapErr)?;
+                read.vma(entry).segment().flags.contains(VmaFlags::WRITE)
+            };
+            if let Outcome::Signal(signal) = self.mmap_lock_fault(page, Access { write, present: false }) {
+                return Err(signal);
+            }
+        }
+        Ok(())
+    }
 }

@@ -19,7 +19,7 @@ pub struct PageRequest {
 /// allocation, no lock, no logging.
 pub trait Pager: Send + Sync + 'static {
     /// The contents of the page; `scratch` may be used to build them. It
-    /// arrives with undefined (but initialised) bytes.
+    /// arrives zeroed.
     fn page<'b>(&self, request: &PageRequest, scratch: &'b mut PageBuf) -> Content<'b>;
 
     /// Whether `page` never uses its scratch buffer.
@@ -93,7 +93,6 @@ pub struct StampedPager;
 
 impl Pager for StampedPager {
     fn page<'b>(&self, request: &PageRequest, scratch: &'b mut PageBuf) -> Content<'b> {
-        scratch.0.fill(0);
         scratch.0[..24].copy_from_slice(&Stamp::of(request).to_bytes());
         Content::Page(scratch)
     }
@@ -128,7 +127,7 @@ mod tests {
     #[test]
     fn stamp_survives_the_page() {
         let request = PageRequest { page: VirtAddr(0x7000), incarnation: 9, mm_id: 3 };
-        let mut buf = PageBuf([0xff; crate::addr::PAGE_SIZE]);
+        let mut buf = PageBuf::zeroed();
         let Content::Page(page) = StampedPager.page(&request, &mut buf) else { panic!("stamped pages are not zero") };
         let stamp = Stamp::from_bytes(page.0[..24].try_into().unwrap());
         assert_eq!(stamp, Stamp::of(&request));

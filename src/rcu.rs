@@ -41,9 +41,9 @@
 //!
 //! # Deferred work
 //!
-//! [`defer`] queues on the calling mutator's slot. Every [`BATCH`] items the
-//! mutator pushes the grace periods along and frees what is due; at
-//! [`BACKLOG_MAX`] it waits. Sections never run it.
+//! [`defer`] queues on the calling mutator's slot. Once [`BATCH`] items wait, the
+//! mutator's next [`poll`] pushes the grace periods along and frees what is
+//! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
 
 use crate::sync::{AtomicBool, AtomicU64, Backoff, Mutex, Ordering, compiler_fence, fence};
 use crate::thread::{self, SLOTS};
@@ -51,7 +51,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Once;
 
-/// Deferred items on one slot before the mutator looks for a grace period.
+/// Deferred items on one slot before [`poll`] looks for a grace period.
 pub const BATCH: usize = 1024;
 /// Deferred items on one slot at which the mutator waits for a grace period.
 pub const BACKLOG_MAX: usize = 8192;
@@ -114,8 +114,10 @@ pub static FAULTS: Domain = Domain::new(1);
 #[must_use = "the section ends when the guard is dropped"]
 pub struct ReadGuard {
     domain: &'static Domain,
-    /// Which shared counter was raised, for a thread without a slot.
-    shared_phase: Option<u8>,
+    /// The thread's own word, or a shared counter.
+    cell: &'static AtomicU64,
+    /// `cell` is a shared counter: the thread has no slot.
+    shared: bool,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -125,23 +127,25 @@ pub fn read() -> ReadGuard {
     READERS.enter()
 }
 
+impl ReadGuard {
+    /// The domain whose grace periods wait for this section.
+    #[inline]
+    pub fn domain(&self) -> &'static Domain {
+        self.domain
+    }
+}
+
 impl Drop for ReadGuard {
     #[inline]
     fn drop(&mut self) {
-        match self.shared_phase {
-            // The thread had a slot when it entered, and cannot have lost it:
-            // `Lease::drop` asserts that no section is open.
-            None => {
-                let slot = thread::current().expect("slot kept while in a section");
-                let word = &slot.rcu.word[self.domain.index];
-                // Release: pairs with the Acquire in `advance`: what the section
-                // read is read before anybody frees it.
-                word.store(word.load(Ordering::Relaxed) - 1, Ordering::Release);
-            }
-            Some(phase) => {
-                // Release: as above.
-                self.domain.shared[phase as usize].fetch_sub(1, Ordering::Release);
-            }
+        // Release, in both: pairs with the Acquire in `advance`: what the section
+        // read is read before anybody frees it.
+        if self.shared {
+            self.cell.fetch_sub(1, Ordering::Release);
+        } else {
+            // Still this thread's word: `Lease::drop` asserts that no section
+            // is open when it gives the slot back.
+            self.cell.store(self.cell.load(Ordering::Relaxed) - 1, Ordering::Release);
         }
     }
 }
@@ -164,40 +168,37 @@ impl Domain {
     /// If sections nest deeper than 65 534.
     #[inline]
     pub fn enter(&'static self) -> ReadGuard {
-        let shared_phase = match thread::current() {
-            Some(slot) => {
-                let word = &slot.rcu.word[self.index];
-                let old = word.load(Ordering::Relaxed);
-                if old & NEST_MASK == 0 {
-                    // Acquire: pairs with the AcqRel in `start`: a section that
-                    // carries number n sees what was unlinked before n started.
-                    let number = self.started.load(Ordering::Acquire);
-                    // A signal handler that enters and leaves between the load
-                    // above and this store leaves the word as it was; the
-                    // number stored here is then older than need be, which
-                    // only makes a grace period wait for us.
-                    word.store(number << NEST_BITS | 1, Ordering::Relaxed);
-                    light_barrier();
-                } else {
-                    assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
-                    word.store(old + 1, Ordering::Relaxed);
-                }
-                None
-            }
-            None => Some(self.enter_shared()),
+        let Some(slot) = thread::current() else {
+            return ReadGuard { domain: self, cell: self.enter_shared(), shared: true, _not_send: PhantomData };
         };
-        ReadGuard { domain: self, shared_phase, _not_send: PhantomData }
+        let word = &slot.rcu.word[self.index];
+        let old = word.load(Ordering::Relaxed);
+        if old & NEST_MASK == 0 {
+            // Acquire: pairs with the AcqRel in `start`: a section that carries
+            // number n sees what was unlinked before n started.
+            let number = self.started.load(Ordering::Acquire);
+            // A signal handler that enters and leaves between the load above
+            // and this store leaves the word as it was; the number stored here
+            // is then older than need be, which only makes a grace period wait
+            // for us.
+            word.store(number << NEST_BITS | 1, Ordering::Relaxed);
+            light_barrier();
+        } else {
+            assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
+            word.store(old + 1, Ordering::Relaxed);
+        }
+        ReadGuard { domain: self, cell: word, shared: false, _not_send: PhantomData }
     }
 
     #[cold]
-    fn enter_shared(&self) -> u8 {
+    fn enter_shared(&self) -> &AtomicU64 {
         // Relaxed: either counter is right, see the module's documentation.
-        let phase = self.phase.load(Ordering::Relaxed) as u8 & 1;
+        let counter = &self.shared[self.phase.load(Ordering::Relaxed) as usize & 1];
         // SeqCst: pairs with the SeqCst addition of 0 in `advance`. If ours is
         // the later one it reads from that one's release sequence and sees what
         // was unlinked before; if the earlier, the grace period sees it.
-        self.shared[phase as usize].fetch_add(1, Ordering::SeqCst);
-        phase
+        counter.fetch_add(1, Ordering::SeqCst);
+        counter
     }
 
     /// Starts a grace period unless one is in progress.
@@ -360,22 +361,35 @@ pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe 
         queue.extend(objects.map(|object| Deferred { stamp, object, reclaim }));
         queue.len()
     };
+    if backlog >= BACKLOG_MAX {
+        READERS.synchronize();
+        run_due(queue);
+    }
+}
+
+/// Pushes grace periods along and reclaims what is due, if the calling mutator
+/// has deferred [`BATCH`] items. Mutators call it after every operation, when
+/// they hold no lock: a heavy barrier costs microseconds, and other threads'
+/// frees run here.
+#[inline]
+pub fn poll() {
+    let queue = my_queue();
+    let backlog = queue.lock().expect("deferred queue").len();
     if backlog >= BATCH {
-        reclaim_due(queue, backlog);
+        reclaim_due(queue);
     }
 }
 
 #[cold]
-fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>, backlog: usize) {
-    // Aim at the oldest half: with a grace period in progress the newest items
+fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>) {
+    // Aim at the older half: with a grace period in progress the newest items
     // would need a second one.
-    let aim = |queue: &VecDeque<Deferred>| queue.get(queue.len() / 2).map_or(0, |d| d.stamp);
-    let stamp = aim(&queue.lock().expect("deferred queue"));
-    if !READERS.is_over(stamp) {
-        READERS.push(stamp);
-    }
-    if backlog >= BACKLOG_MAX {
-        READERS.synchronize();
+    let middle = {
+        let queue = queue.lock().expect("deferred queue");
+        queue.get(queue.len() / 2).map_or(0, |deferred| deferred.stamp)
+    };
+    if !READERS.is_over(middle) {
+        READERS.push(middle);
     }
     run_due(queue);
 }
@@ -545,6 +559,7 @@ mod tests {
             let old = shared.swap(new(), Ordering::AcqRel);
             // SAFETY: unlinked by the swap; `poison` frees it once.
             unsafe { defer(old.cast(), poison) };
+            poll();
         }
         stop.store(true, Ordering::Relaxed);
         for reader in readers {

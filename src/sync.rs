@@ -32,12 +32,12 @@ pub fn futex_wait(word: &AtomicU32, expected: u32) {
 /// Wakes up to `count` threads that sleep on `word`. The word may since have
 /// become part of another object (type-stable memory): a stray wake-up is
 /// allowed. Async-signal-safe.
-pub fn futex_wake(word: *const AtomicU32, count: i32) {
+pub fn futex_wake(word: &AtomicU32, count: i32) {
     // SAFETY: FUTEX_WAKE uses the address as a key and does not dereference
     // it for private futexes; errno is saved for the interrupted program.
     unsafe {
         let errno = *libc::__errno_location();
-        libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count);
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count);
         *libc::__errno_location() = errno;
     }
 }

@@ -1,2 +1,50 @@
-//! The command.
-fn main() {}
+//! The command `vmalab`: arguments, progress, tables and JSON. What is run and
+//! measured lives in `vmalab-workloads`.
+//!
+//! Results go to standard output, everything else to standard error. Exit
+//! statuses are in [`failure::status`].
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod compare;
+mod doctor;
+mod drive;
+mod failure;
+mod interrupt;
+mod list;
+mod names;
+mod output;
+mod plan;
+mod statistics;
+mod stress;
+mod table;
+mod units;
+
+use args::{Cli, Command};
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Bad usage that clap finds by itself ends here with status 2.
+    let cli = Cli::parse();
+    match dispatch(&cli.command) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Runs the command and gives its exit status.
+fn dispatch(command: &Command) -> Result<u8, Failure> {
+    match command {
+        Command::Doctor(args) => doctor::run(args),
+        Command::List(args) => list::run(args),
+        Command::Stress(args) => stress::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Later(later) => Err(plan::not_in_this_build(&format!("'vmalab {}'", later.name()))),
+    }
+}

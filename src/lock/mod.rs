@@ -1,16 +1,113 @@
-//! The lock schemes (stub while interfaces settle).
-/// How a fault gets a stable VMA.
+//! The lock schemes: how a fault gets a stable VMA.
+//!
+//! One file each, behind one trait, chosen by a type parameter of
+//! [`Mm`](crate::mm::Mm), so that the fault path has no dynamic dispatch:
+//!
+//! | scheme | generation | a fault holds | a freed VMA is reused |
+//! |---|---|---|---|
+//! | [`MmapOnly`] | Linux <= 6.3, the baseline | the mmap lock, for reading | at once |
+//! | [`TypeSafe`] | the seed, November 2024 | the VMA's own lock | at once |
+//!
+//! Who calls what: the fault path ([`crate::fault`]) calls
+//! [`lock_vma_under_rcu`](LockScheme::lock_vma_under_rcu) and
+//! [`vma_end_read`](LockScheme::vma_end_read), in a signal handler; everything
+//! else is called by mutators through the guards of [`crate::vma`], which
+//! carry the rules (invariants I1-I15 of the kernel lineage) in their types.
+
+mod mmap;
+mod typesafe;
+
+pub use mmap::MmapOnly;
+pub use typesafe::TypeSafe;
+
+use crate::addr::VirtAddr;
+use crate::mm::MmCore;
+use crate::slab::Slab;
+use crate::stats::Counter;
+use crate::vma::Vma;
+use std::ptr::NonNull;
+
+/// Why a lookup gave no locked VMA. The fault falls back to the mmap lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// The tree has no VMA at the address.
+    NoVma,
+    /// The sequence numbers were equal before the lock attempt.
+    WriteLockedEarly,
+    /// A writer drains readers.
+    Contended,
+    /// The sequence numbers were equal after locking.
+    WriteLockedLate,
+    /// The object had been reused in another address space.
+    OtherMm,
+    /// The object covers another range now.
+    OtherRange,
+    /// The walk met detached VMAs too often.
+    MissLimit,
+}
+
+impl Abort {
+    /// Where the reason is counted.
+    pub fn counter(self) -> Counter {
+        match self {
+            Abort::NoVma => Counter::AbortNoVma,
+            Abort::WriteLockedEarly => Counter::AbortWriteLockedEarly,
+            Abort::Contended => Counter::AbortContended,
+            Abort::WriteLockedLate => Counter::AbortWriteLockedLate,
+            Abort::OtherMm => Counter::AbortOtherMm,
+            Abort::OtherRange => Counter::AbortOtherRange,
+            Abort::MissLimit => Counter::AbortMissLimit,
+        }
+    }
+}
+
+/// How a fault finds and holds a VMA, and what mutators do so that it may.
+///
+/// Fields of a VMA are atomics and its memory is type-stable, so a scheme that
+/// gets this wrong gives wrong answers, not undefined behaviour: the trait is
+/// safe, and a mutant of it can be run.
 pub trait LockScheme: Sized + Send + Sync + 'static {
-    /// `--lock` name.
+    /// The name that `--lock` takes.
     const NAME: &'static str;
-}
-/// mmap_lock only.
-pub struct MmapOnly;
-impl LockScheme for MmapOnly {
-    const NAME: &'static str = "mmap";
-}
-/// The seed.
-pub struct TypeSafe;
-impl LockScheme for TypeSafe {
-    const NAME: &'static str = "typesafe";
+    /// Whether faults look VMAs up without the mmap lock. If not, tree nodes
+    /// are freed at once and `lock_vma_under_rcu` is never called.
+    const PER_VMA: bool;
+    /// What the scheme keeps in each VMA object. Initialised only when the
+    /// slab page is made.
+    type VmaLock: Send + Sync + 'static;
+
+    /// The lock of a slot whose object was never used: free, detached.
+    fn new_vma_lock() -> Self::VmaLock;
+
+    /// The slab of VMA objects, shared by all address spaces of the process.
+    fn slab() -> &'static Slab<Vma<Self>>;
+
+    /// Finds the VMA that holds `addr` and read-locks it, without waiting. On
+    /// success the VMA is attached to `mm`, covers `addr`, and stays so until
+    /// [`vma_end_read`](LockScheme::vma_end_read). Async-signal-safe.
+    ///
+    /// # Errors
+    /// [`Abort`]: nothing is held.
+    fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort>;
+
+    /// Releases what `lock_vma_under_rcu` took. Async-signal-safe.
+    fn vma_end_read(vma: NonNull<Vma<Self>>);
+
+    /// Write-locks an attached VMA until the mmap lock is released or
+    /// downgraded: waits for its readers and keeps new ones out. The caller
+    /// holds `mm`'s mmap lock for writing.
+    fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>);
+
+    /// Makes a finished VMA findable, write-locked. Waits for stale readers of
+    /// the object's former lives. The caller holds the mmap lock for writing.
+    fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>);
+
+    /// Takes a write-locked VMA out of use; afterwards no reader can lock it.
+    fn vma_mark_detached(vma: &Vma<Self>);
+
+    /// Whether the VMA is attached. Exact only for who may change it.
+    fn is_attached(vma: &Vma<Self>) -> bool;
+
+    /// Readers that hold the VMA's own lock now (oracle O4, at rest).
+    fn readers(vma: &Vma<Self>) -> u32;
 }

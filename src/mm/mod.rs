@@ -1,16 +1,42 @@
-//! An address space (stub while interfaces settle).
-use crate::addr::{PageRange, VirtAddr};
+//! Address spaces: [`Mm`] and the operations on it, one file each.
+//!
+//! Every operation has the same shape. It takes the mmap lock for writing;
+//! finds the VMAs it concerns; lays out how they will be
+//! ([`vma::plan`](crate::vma::plan)); allocates what that needs; write-locks
+//! and drains what it changes; changes pages where that must come first;
+//! publishes VMAs and tree in one step; and releases the mmap lock, which
+//! releases all VMA write locks at once. Up to the publication a failure
+//! leaves everything as it was (I14).
+//!
+//! Errors and their order are those of Linux 6.18 (kernel lineage §4.1-4.3).
+//! The address space runs from the region's first byte (which stands for
+//! `mmap_min_addr`) to its end (`TASK_SIZE`).
+
+mod core;
+mod maps;
+#[allow(clippy::module_inception, reason = "the file of the mmap call")]
+mod mmap;
+mod mprotect;
+mod munmap;
+#[cfg(test)]
+mod tests;
+
+pub use self::core::{MAP_COUNT_MAX, MmCore};
+pub use maps::MapsEntry;
+
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::fault::{Access, Outcome, ServeFault, Signal};
 use crate::lock::LockScheme;
-use crate::mmu::Mmu;
+use crate::mmu::{AccessOp, Mmu, Trap};
 use crate::pager::Pager;
-use nix::errno::Errno;
 
 bitflags::bitflags! {
-    /// PROT_* of `mmap` and `mprotect`, with Linux's values. Unknown bits are kept
-    /// ([`Prot::from_bits_retain`]): the calls judge them.
+    /// PROT_* of `mmap` and `mprotect`, with Linux's values. Unknown bits are
+    /// kept ([`Prot::from_bits_retain`]): the calls judge them.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct Prot: u32 {
+        /// PROT_NONE
+        const NONE = 0;
         /// PROT_READ
         const READ = 1;
         /// PROT_WRITE
@@ -25,11 +51,13 @@ bitflags::bitflags! {
         const GROWSUP = 0x0200_0000;
     }
 }
+
 bitflags::bitflags! {
-    /// MAP_* of `mmap`, with Linux's values (x86-64). Unknown bits are kept.
+    /// MAP_* of `mmap`, with Linux's values (x86-64). Unknown bits are kept, and
+    /// ignored as the kernel does.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct MapFlags: u32 {
-        /// MAP_SHARED
+        /// MAP_SHARED: not emulated yet, EOPNOTSUPP.
         const SHARED = 0x01;
         /// MAP_PRIVATE
         const PRIVATE = 0x02;
@@ -37,9 +65,9 @@ bitflags::bitflags! {
         const FIXED = 0x10;
         /// MAP_ANONYMOUS
         const ANONYMOUS = 0x20;
-        /// MAP_GROWSDOWN
+        /// MAP_GROWSDOWN: not emulated yet, EOPNOTSUPP.
         const GROWSDOWN = 0x0100;
-        /// MAP_LOCKED
+        /// MAP_LOCKED: not emulated yet, EOPNOTSUPP.
         const LOCKED = 0x2000;
         /// MAP_NORESERVE
         const NORESERVE = 0x4000;
@@ -47,6 +75,8 @@ bitflags::bitflags! {
         const POPULATE = 0x8000;
         /// MAP_STACK
         const STACK = 0x2_0000;
+        /// MAP_HUGETLB: not emulated yet, EOPNOTSUPP.
+        const HUGETLB = 0x4_0000;
         /// MAP_FIXED_NOREPLACE
         const FIXED_NOREPLACE = 0x10_0000;
     }
@@ -55,7 +85,8 @@ bitflags::bitflags! {
 /// What a checked access met: no signal is raised, nobody is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessError {
-    /// First byte that could not be accessed (the bytes before it were).
+    /// The page that could not be accessed, or the first byte wanted from it;
+    /// everything before was.
     pub addr: VirtAddr,
     /// The signal that a plain access would have earned.
     pub signal: Signal,
@@ -72,78 +103,141 @@ pub struct Mapping {
     pub incarnation: u64,
 }
 
-/// One line of the maps listing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapsEntry {
-    /// Addresses.
-    pub range: PageRange,
-    /// Protection.
-    pub prot: Prot,
-}
-
-/// An address space (`mm_struct`).
+/// An address space (`mm_struct`): mappings under lock scheme `S`, pages in
+/// `M`, filled by `P`.
+///
+/// All methods take `&self` and may be called from any thread; the mutating
+/// ones serialise on the mmap lock. They must not be called from a signal
+/// handler. A handler that interrupts one of them must not touch the region.
 pub struct Mm<S: LockScheme, M: Mmu, P: Pager> {
+    // Boxed: VMAs remember where their mm is.
+    core: Box<MmCore<S>>,
     mmu: M,
     pager: P,
-    _s: std::marker::PhantomData<S>,
 }
 
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// An empty address space over `mmu`.
+    ///
+    /// # Panics
+    /// If the `Mmu`'s range is empty.
     pub fn new(mmu: M, pager: P) -> Self {
-        Mm { mmu, pager, _s: std::marker::PhantomData }
+        assert!(!mmu.range().is_empty());
+        Mm { core: Box::new(MmCore::new()), mmu, pager }
     }
+
+    /// The part that the lock scheme knows.
+    #[inline]
+    pub fn core(&self) -> &MmCore<S> {
+        &self.core
+    }
+
     /// The hardware below.
+    #[inline]
     pub fn mmu(&self) -> &M {
         &self.mmu
     }
+
     /// Where pages come from.
+    #[inline]
     pub fn pager(&self) -> &P {
         &self.pager
     }
+
     /// Process-wide number of this address space, never 0, never reused.
     pub fn id(&self) -> u64 {
-        todo!()
+        self.core.id()
     }
-    /// `mmap(2)`. `addr` 0 = no hint.
-    pub fn mmap(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<VirtAddr, Errno> {
-        Ok(self.map(addr, len, prot, flags)?.addr)
+
+    /// The addresses that mappings may use.
+    pub fn range(&self) -> PageRange {
+        self.mmu.range()
     }
-    /// `mmap(2)`, telling the incarnation as well.
-    pub fn map(&self, _addr: usize, _len: usize, _prot: Prot, _flags: MapFlags) -> Result<Mapping, Errno> {
-        todo!()
+
+    /// Mappings now.
+    pub fn map_count(&self) -> usize {
+        self.core.map_count()
     }
-    /// `munmap(2)`.
-    pub fn munmap(&self, _addr: usize, _len: usize) -> Result<(), Errno> {
-        todo!()
+
+    /// Whether something is mapped at `addr`: one walk of the tree, without
+    /// any lock where the scheme allows it. May be out of date at once.
+    pub fn is_mapped(&self, addr: VirtAddr) -> bool {
+        if S::PER_VMA {
+            let section = crate::rcu::read();
+            self.core.tree.snapshot(&section).lookup(addr).is_some()
+        } else {
+            self.core.mmap_read().snapshot().lookup(addr).is_some()
+        }
     }
-    /// `mprotect(2)`.
-    pub fn mprotect(&self, _addr: usize, _len: usize, _prot: Prot) -> Result<(), Errno> {
-        todo!()
+
+    /// Sets the limit on mappings (`vm.max_map_count`; 65530 at first).
+    pub fn set_max_map_count(&self, max: usize) {
+        self.core.set_map_count_max(max);
     }
-    /// Checked load of any number of bytes.
-    pub fn read(&self, _addr: VirtAddr, _buf: &mut [u8]) -> Result<(), AccessError> {
-        todo!()
+
+    /// Loads `buf.len()` bytes from `addr`, through faults if need be.
+    ///
+    /// # Errors
+    /// [`AccessError`] at the first page that does not permit it; the bytes
+    /// before it have been loaded.
+    pub fn read(&self, addr: VirtAddr, buf: &mut [u8]) -> Result<(), AccessError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = self.byte(addr, done)?;
+            let n = (buf.len() - done).min(PAGE_SIZE - at.get() % PAGE_SIZE);
+            self.access_page(at, false, |mmu| mmu.access(at, AccessOp::Load(&mut buf[done..done + n])))?;
+            done += n;
+        }
+        Ok(())
     }
-    /// Checked store of any number of bytes.
-    pub fn write(&self, _addr: VirtAddr, _buf: &[u8]) -> Result<(), AccessError> {
-        todo!()
+
+    /// Stores `bytes` at `addr`, through faults if need be.
+    ///
+    /// # Errors
+    /// [`AccessError`] at the first page that does not permit it; the bytes
+    /// before it have been stored.
+    pub fn write(&self, addr: VirtAddr, bytes: &[u8]) -> Result<(), AccessError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = self.byte(addr, done)?;
+            let n = (bytes.len() - done).min(PAGE_SIZE - at.get() % PAGE_SIZE);
+            self.access_page(at, true, |mmu| mmu.access(at, AccessOp::Store(&bytes[done..done + n])))?;
+            done += n;
+        }
+        Ok(())
     }
-    /// The mappings, in ascending order, at one moment.
-    pub fn maps(&self) -> Vec<MapsEntry> {
-        todo!()
+
+    /// Byte `offset` after `addr`, if the address space reaches that far.
+    fn byte(&self, addr: VirtAddr, offset: usize) -> Result<VirtAddr, AccessError> {
+        let at = VirtAddr(addr.get().wrapping_add(offset));
+        if self.range().contains(at) { Ok(at) } else { Err(AccessError { addr: at, signal: Signal::MapErr }) }
     }
-    /// Checks every invariant that holds at rest (O4 and the tree's own). Call with no operation running.
+
+    fn access_page(
+        &self,
+        at: VirtAddr,
+        write: bool,
+        mut access: impl FnMut(&M) -> Result<(), Trap>,
+    ) -> Result<(), AccessError> {
+        loop {
+            let signal = match access(&self.mmu) {
+                Ok(()) => return Ok(()),
+                Err(Trap::Signal(signal)) => signal,
+                Err(Trap::Fault { present }) => match self.serve_fault(at, Access { write, present }) {
+                    Outcome::Done => continue,
+                    Outcome::Signal(signal) => signal,
+                },
+            };
+            return Err(AccessError { addr: at, signal });
+        }
+    }
+
+    /// Checks every invariant that holds at rest (oracle O4, and the tree's
+    /// own). Call while no operation or fault runs.
     ///
     /// # Panics
     /// If one is broken; the message says which.
     pub fn validate(&self) {
-        todo!()
-    }
-}
-
-impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
-    fn serve_fault(&self, _addr: VirtAddr, _access: Access) -> Outcome {
-        todo!()
+        self.core.validate(self.range());
     }
 }

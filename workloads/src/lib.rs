@@ -1,1 +1,34 @@
-//! Workloads.
+//! vmalab's stress workloads, and the runner that drives, measures and
+//! verifies them.
+//!
+//! [`run`] takes a [`StressConfig`] and gives a [`StressReport`]; a
+//! [`Control`] stops and watches it. Nothing here prints.
+
+#![deny(unsafe_code)]
+
+mod config;
+mod control;
+mod ctx;
+mod error;
+mod measure;
+mod report;
+mod rng;
+mod run;
+mod runner;
+mod shared;
+mod target;
+mod verify;
+mod workload;
+
+pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, StressConfig, UnknownName};
+pub use control::{Control, Progress, Stage};
+pub use error::RunError;
+pub use report::{
+    AbortReasons, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport, RcuReport, SlabReport, StressReport,
+    VerifyReport, Violation, VmaLockReport,
+};
+pub use run::run;
+pub use workload::{WorkloadInfo, find, list};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! The command line: what may be typed, and what it must not say.
+
+use crate::units::{parse_duration, parse_duration_above_zero, parse_size};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  vmalab doctor
+      say whether this machine can run it, and what would help if not
+  vmalab stress app-start --verify --duration 5
+      one workload on one lock, every page checked
+  vmalab compare app-start --locks mmap,typesafe --threads 4 --mutators 1
+      is it faster than the mmap lock, and how sure is that?
+
+Results go to standard output, everything else to standard error.
+Exit status: 0 done; 1 a violation; 2 bad usage; 3 this machine, user or
+build cannot do it; 130 interrupted (partial results are still printed).";
+
+const STRESS_EXAMPLES: &str = "\
+Examples:
+  vmalab stress app-start
+  vmalab stress app-start --lock mmap --threads 4 --mutators 1 --duration 10s
+  vmalab stress app-start --verify --ops 100000 --seed 7
+  vmalab stress app-start --delivery queue --handlers 2 --json result.json
+  vmalab stress app-start --backend native --json - | jq .fault_ns.p99";
+
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  vmalab compare app-start
+  vmalab compare app-start --locks mmap,typesafe --rounds 9 --duration 3
+  vmalab compare app-start --locks mmap,typesafe,native --json result.json
+
+Each round runs every subject once; the order changes from round to round.
+Ratios are taken round by round to the baseline; the interval is a 95 %
+bootstrap interval of their median. A winner is named only when the interval
+leaves out 1 and there were at least 5 rounds.";
+
+/// Linux's mm in user space, with real page faults: per-VMA locks against the
+/// mmap lock
+///
+/// A process reserves a region of addresses and serves its own page faults
+/// there. mmap, munmap and mprotect, the VMAs, their locks and the tree that
+/// finds them are vmalab's; the faults are real.
+#[derive(Debug, Parser)]
+#[command(name = "vmalab", version, max_term_width = 80, after_help = EXAMPLES, subcommand_required = true)]
+#[command(arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say whether this machine and user can run it, and what would help
+    Doctor(DoctorArgs),
+    /// List what can be run
+    List(ListArgs),
+    /// Run one workload on one lock and report what it measured
+    #[command(after_help = STRESS_EXAMPLES)]
+    Stress(StressArgs),
+    /// Run one workload on several locks in turn and say which is faster
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(CompareArgs),
+    #[command(flatten)]
+    Later(Later),
+}
+
+/// Commands whose names are taken, but which this build does not have.
+#[derive(Debug, Subcommand)]
+pub enum Later {
+    #[command(hide = true, disable_help_flag = true)]
+    Limits(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Conform(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Race(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Profile(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Record(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Replay(Anything),
+    #[command(hide = true, disable_help_flag = true)]
+    Run(Anything),
+}
+
+impl Later {
+    /// As typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Later::Limits(_) => "limits",
+            Later::Conform(_) => "conform",
+            Later::Race(_) => "race",
+            Later::Profile(_) => "profile",
+            Later::Record(_) => "record",
+            Later::Replay(_) => "replay",
+            Later::Run(_) => "run",
+        }
+    }
+}
+
+/// Whatever follows a command that is not there.
+#[derive(Args, Debug)]
+pub struct Anything {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// What to list
+    pub what: Listed,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// What 'stress' and 'compare' can run
+    Workloads,
+    /// How a fault gets a stable VMA
+    Locks,
+    /// The race catalogue
+    Races,
+}
+
+#[derive(Args, Debug)]
+pub struct StressArgs {
+    /// Lock scheme ('vmalab list locks') [default: typesafe]
+    #[arg(long, value_name = "LOCK")]
+    pub lock: Option<String>,
+    /// Whose address space: vmalab's (emulated), or the host's own (native)
+    #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide_possible_values = true, value_name = "BACKEND")]
+    pub backend: BackendArg,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Write the result as JSON to FILE; '-' prints it in place of the table
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// Subjects: lock names or 'native' [default: every lock of this build]
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub locks: Vec<String>,
+    /// One lock to compare with the baseline; short for --locks BASELINE,LOCK
+    #[arg(long, value_name = "LOCK", conflicts_with = "locks")]
+    pub lock: Option<String>,
+    /// Subject that the ratios are to [default: mmap, or else the first one]
+    #[arg(long, value_name = "LOCK")]
+    pub baseline: Option<String>,
+    /// Rounds; each runs every subject once
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: u32,
+    /// Only 'emulated' makes sense here: the host is the subject 'native'
+    #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide = true)]
+    pub backend: BackendArg,
+    /// Write the result as JSON to FILE; '-' prints it in place of the table
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+    /// Reserved for a report page.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub html: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What `stress` and `compare` share.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Workload ('vmalab list workloads')
+    pub workload: String,
+    /// How faults arrive: on the faulting thread (sigbus), through handler
+    /// threads (queue), or as plain calls without a fault (software)
+    #[arg(long, value_enum, default_value_t = DeliveryArg::Sigbus, hide_possible_values = true, value_name = "HOW")]
+    pub delivery: DeliveryArg,
+    /// Handler threads of '--delivery queue' [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub handlers: Option<u32>,
+    /// Threads that fault
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub threads: u32,
+    /// Threads that map and unmap meanwhile [default: the workload's own]
+    #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=256))]
+    pub mutators: Option<u32>,
+    /// Address spaces that the threads are spread over
+    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub address_spaces: u32,
+    /// Measured time: plain seconds, or with ms, s, m [default: 5]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero, conflicts_with = "ops")]
+    pub duration: Option<Duration>,
+    /// Stop after N operations instead of after a time
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub ops: Option<u64>,
+    /// Time to run before measuring [default: 500ms]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration)]
+    pub warmup: Option<Duration>,
+    /// Seed of the workload's choices
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
+    pub seed: u64,
+    /// Stamp every page with its VMA and check it at each touch
+    #[arg(long)]
+    pub verify: bool,
+    /// Addresses to reserve for each address space, with K, M, G or T
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size)]
+    pub region: Option<u64>,
+    /// Pages to install at each fault [default: 1]
+    #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub fault_around: Option<u32>,
+    /// Reserved for the feature 'races'.
+    #[arg(long, hide = true)]
+    pub adversary: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// vmalab's own mm
+    Emulated,
+    /// The host's mmap
+    Native,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeliveryArg {
+    /// On the faulting thread
+    Sigbus,
+    /// Through handler threads
+    Queue,
+    /// No fault: a direct call
+    Software,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_accepts_the_definition() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,208 @@
+//! The binary running workloads: what it prints, writes and answers.
+
+mod common;
+
+use common::{Outcome, command, vmalab};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Short, and like a real run in everything else.
+const SHORT: [&str; 4] = ["--duration", "300ms", "--warmup", "100ms"];
+
+fn short(args: &[&str]) -> Outcome {
+    vmalab(&[args, &SHORT].concat())
+}
+
+/// `path` (`a.b.c`) is there and `check` holds for it.
+fn assert_key(value: &Value, path: &str, check: fn(&Value) -> bool) {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    let found = value.pointer(&pointer).unwrap_or_else(|| panic!("{path} is missing in {value}"));
+    assert!(check(found), "{path} is {found}");
+}
+
+fn distribution(value: &Value) -> bool {
+    let number = |key: &str| value[key].as_f64().unwrap_or(-1.0);
+    let ordered = ["p50", "p90", "p99", "p999", "max"];
+    number("count") >= 1.0 && number("mean") > 0.0 && ordered.windows(2).all(|w| number(w[0]) <= number(w[1]))
+}
+
+fn distribution_or_null(value: &Value) -> bool {
+    value.is_null() || distribution(value)
+}
+
+/// The keys that the contract names for an emulated run.
+fn assert_stress(run: &Value) {
+    assert_eq!((&run["schema"], &run["command"]), (&1.into(), &"stress".into()));
+    for key in ["workload", "lock", "backend", "delivery"] {
+        assert_key(run, key, Value::is_string);
+    }
+    for key in ["threads", "mutators", "address_spaces", "seed", "faults", "pages"] {
+        assert_key(run, key, Value::is_u64);
+    }
+    for key in ["seconds", "faults_per_s", "ops_per_s"] {
+        assert_key(run, key, |value| value.as_f64().is_some_and(|number| number > 0.0));
+    }
+    assert_key(run, "fault_ns", distribution);
+    assert_key(run, "op_ns.mmap", distribution);
+    for key in ["ops.mmap", "ops.munmap", "vma_lock.success", "vma_lock.abort", "vma_lock.retry", "vma_lock.miss"] {
+        assert_key(run, key, Value::is_u64);
+    }
+    for key in ["mmap_lock.read", "mmap_lock.write", "slab.allocated", "slab.reused", "slab.reused_other_mm"] {
+        assert_key(run, key, Value::is_u64);
+    }
+    for key in ["slab.slabs", "slab.object_bytes"] {
+        assert_key(run, key, |value| value.is_u64() || value.is_null());
+    }
+    for key in ["mmap_lock.read_wait_ns", "mmap_lock.write_wait_ns"] {
+        assert_key(run, key, distribution_or_null);
+    }
+    for key in ["mmap", "munmap", "mprotect", "mremap", "madvise", "uffd"] {
+        assert_key(run, &format!("host_calls.{key}"), Value::is_u64);
+    }
+}
+
+#[test]
+fn stress_prints_json_and_nothing_else() {
+    for lock in ["mmap", "typesafe"] {
+        let out = short(&["stress", "app-start", "--lock", lock, "--verify", "--seed", "7", "--json", "-"]);
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        assert_eq!(out.stdout.lines().count(), 1);
+        let run = out.json();
+        assert_stress(&run);
+        assert_eq!((&run["lock"], &run["seed"], &run["threads"]), (&lock.into(), &7.into(), &2.into()));
+        assert_eq!(run["verify"]["violations"], 0);
+        assert_key(&run, "verify.checked", |checked| checked.as_u64() > Some(0));
+        for call in ["mmap", "munmap", "mprotect", "mremap"] {
+            assert_eq!(run["host_calls"][call], 0, "the host's {call} was called on a region");
+        }
+    }
+}
+
+#[test]
+fn stress_prints_a_table_and_writes_the_file() {
+    let file = std::env::temp_dir().join(format!("vmalab-test-{}.json", std::process::id()));
+    // A longer file from before must not show through.
+    std::fs::write(&file, "x".repeat(100_000)).unwrap();
+    let out = short(&["stress", "app-start", "--verify", "--json", file.to_str().unwrap()]);
+    let written = std::fs::read_to_string(&file);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+    assert_stress(&serde_json::from_str(&written.unwrap()).unwrap());
+    for part in ["app-start on typesafe", "p99.9", "vma_lock", "mmap_lock", "slab", "host calls", "no violation"] {
+        assert!(out.stdout.contains(part), "{part}: {}", out.stdout);
+    }
+    assert!(out.stdout.lines().all(|line| line.chars().count() <= 80), "{}", out.stdout);
+    assert!(!out.stdout.contains('\x1b'), "no colours in a pipe");
+}
+
+#[test]
+fn every_delivery_runs() {
+    for delivery in ["sigbus", "queue", "software"] {
+        let run = short(&["stress", "app-start", "--delivery", delivery, "--verify", "--json", "-"]).json();
+        assert_eq!(run["delivery"], delivery);
+        assert_eq!(run["verify"]["violations"], 0);
+        assert_key(&run, "faults", |faults| faults.as_u64() > Some(0));
+    }
+}
+
+#[test]
+fn the_host_has_no_counters_of_ours() {
+    let run = short(&["stress", "page-fault", "--backend", "native", "--json", "-"]).json();
+    assert_eq!(run["backend"], "native");
+    for key in ["vma_lock", "mmap_lock", "slab", "host_calls", "verify"] {
+        assert_key(&run, key, Value::is_null);
+    }
+    assert_key(&run, "fault_ns", distribution);
+}
+
+#[test]
+fn ops_end_a_run() {
+    let out = vmalab(&["stress", "app-start", "--ops", "200", "--warmup", "0", "--json", "-"]);
+    assert_eq!(out.status, 0, "{}", out.stderr);
+    let calls: u64 = out.json()["ops"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert!((200..20_000).contains(&calls), "{calls}");
+}
+
+#[test]
+fn compare_alternates_and_pairs() {
+    let args = ["compare", "app-start", "--locks", "mmap,typesafe,native", "--rounds", "2", "--json", "-"];
+    let out = short(&args);
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+    let report = out.json();
+    assert_eq!((&report["schema"], &report["command"]), (&1.into(), &"compare".into()));
+    assert_eq!((&report["workload"], &report["baseline"]), (&"app-start".into(), &"mmap".into()));
+    assert_eq!(report["rounds"], 2);
+    let subjects = report["subjects"].as_array().unwrap();
+    let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
+    assert_eq!(names, ["mmap", "typesafe", "native"]);
+    for subject in subjects {
+        assert_eq!(subject["runs"].as_array().unwrap().len(), 2);
+        for ratio in ["throughput_ratio", "p99_ratio"] {
+            let [low, median, high] = ["low", "median", "high"].map(|key| subject[ratio][key].as_f64().unwrap());
+            assert!(0.0 < low && low <= median && median <= high, "{}", subject[ratio]);
+        }
+    }
+    assert_stress(&subjects[1]["runs"][0]);
+    assert_eq!(subjects[0]["throughput_ratio"]["median"], 1.0);
+    let pair = |i: usize| {
+        let rate = |subject: usize| subjects[subject]["runs"][i]["faults_per_s"].as_f64().unwrap();
+        rate(1) / rate(0)
+    };
+    let median = subjects[1]["throughput_ratio"]["median"].as_f64().unwrap();
+    assert!((median - f64::midpoint(pair(0), pair(1))).abs() < 1e-9);
+}
+
+#[test]
+fn compare_prints_a_row_for_each_subject() {
+    let out = short(&["compare", "app-start", "--lock", "typesafe", "--verify", "--rounds", "1"]);
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+    for part in ["app-start: 1 round,", "\nmmap ", "\ntypesafe ", "baseline", "too few to call", "no violation"] {
+        assert!(out.stdout.contains(part), "{part}: {}", out.stdout);
+    }
+    assert!(out.stdout.lines().all(|line| line.chars().count() <= 80), "{}", out.stdout);
+}
+
+/// Sends Ctrl-C after a second of a run that would take a minute.
+fn interrupted(args: &[&str]) -> Outcome {
+    let started = Instant::now();
+    let child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let out = Outcome::of(child.wait_with_output().unwrap());
+    assert!(started.elapsed() < Duration::from_secs(20), "the run went on");
+    out
+}
+
+#[test]
+fn ctrl_c_prints_what_there_is() {
+    let out = interrupted(&["stress", "app-start", "--duration", "60", "--warmup", "100ms"]);
+    assert_eq!((out.status, out.stderr.as_str()), (130, ""));
+    assert!(out.stdout.contains("partial results") && out.stdout.contains("faults"), "{}", out.stdout);
+
+    let out = interrupted(&["stress", "app-start", "--duration", "60", "--warmup", "100ms", "--json", "-"]);
+    assert_eq!((out.status, out.stderr.as_str()), (130, ""));
+    let run = out.json();
+    assert_stress(&run);
+    assert_eq!(run["interrupted"], true);
+    assert!(run["seconds"].as_f64().unwrap() < 20.0);
+}
+
+#[test]
+fn ctrl_c_ends_a_comparison_with_the_rounds_it_has() {
+    let out = interrupted(&["compare", "app-start", "--duration", "100ms", "--warmup", "0", "--rounds", "900"]);
+    assert_eq!((out.status, out.stderr.as_str()), (130, ""));
+    assert!(out.stdout.contains("of 900 rounds, partial results"), "{}", out.stdout);
+}
+
+#[test]
+fn a_subject_that_cannot_run_is_found_before_the_first_round() {
+    let started = Instant::now();
+    let args = ["compare", "app-start", "--locks", "mmap,native", "--address-spaces", "2", "--duration", "60"];
+    let out = vmalab(&args);
+    assert_eq!((out.status, out.stdout.as_str()), (2, ""));
+    assert!(out.stderr.starts_with("error: native: "), "{}", out.stderr);
+    assert!(started.elapsed() < Duration::from_secs(20));
+}

@@ -1,0 +1,354 @@
+//! [`MmCore`]: what an address space is to its locks; [`MmapWrite`] and
+//! [`MmapRead`]: the mmap lock, held.
+
+use crate::addr::{PageRange, VirtAddr};
+use crate::lock::LockScheme;
+use crate::mmap_lock::{self, MmapLock};
+use crate::rcu;
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, CachePadded, Ordering};
+use crate::tree::{Entry, Reclaim, Snapshot, VmaTree};
+use crate::vma::plan::{Layout, Planned};
+use crate::vma::{Segment, Vma, VmaNew, VmaRef, VmaWrite};
+use smallvec::SmallVec;
+
+/// The part of an address space that its lock scheme knows (`mm_struct`).
+pub struct MmCore<S: LockScheme> {
+    /// Read by every fault, written by every mutator.
+    pub(crate) mm_lock_seq: CachePadded<AtomicU32>,
+    /// Read by every fault; its root changes with every operation.
+    pub(crate) tree: VmaTree<Vma<S>>,
+    pub(crate) mmap_lock: CachePadded<MmapLock>,
+    id: u64,
+    map_count: AtomicUsize,
+    map_count_max: AtomicUsize,
+    incarnations: AtomicU64,
+    anon_vmas: AtomicU64,
+}
+
+/// `max_map_count`'s default in Linux.
+pub const MAP_COUNT_MAX: usize = 65530;
+
+impl<S: LockScheme> MmCore<S> {
+    pub(crate) fn new() -> MmCore<S> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let reclaim = if S::PER_VMA { Reclaim::AfterGracePeriod } else { Reclaim::AtOnce };
+        MmCore {
+            mm_lock_seq: CachePadded::new(AtomicU32::new(0)),
+            tree: VmaTree::new(reclaim),
+            mmap_lock: CachePadded::new(MmapLock::new()),
+            id: IDS.fetch_add(1, Ordering::Relaxed) + 1,
+            map_count: AtomicUsize::new(0),
+            map_count_max: AtomicUsize::new(MAP_COUNT_MAX),
+            incarnations: AtomicU64::new(0),
+            anon_vmas: AtomicU64::new(0),
+        }
+    }
+
+    /// Process-wide number of the address space, never 0, never reused.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Mappings now (`map_count`); exact while no operation runs.
+    pub fn map_count(&self) -> usize {
+        self.map_count.load(Ordering::Relaxed)
+    }
+
+    /// The limit (`max_map_count`).
+    pub(crate) fn map_count_max(&self) -> usize {
+        self.map_count_max.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_map_count_max(&self, max: usize) {
+        self.map_count_max.store(max, Ordering::Relaxed);
+    }
+
+    /// Only with the mmap lock held for writing, so numbers ascend in time.
+    pub(crate) fn next_incarnation(&self) -> u64 {
+        self.incarnations.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A new identity for anonymous pages.
+    pub(crate) fn next_anon_vma(&self) -> u64 {
+        self.anon_vmas.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Waits for the mmap lock, for reading.
+    #[inline]
+    pub(crate) fn mmap_read(&self) -> MmapRead<'_, S> {
+        MmapRead { guard: self.mmap_lock.read(), mm: self }
+    }
+
+    /// Waits for the mmap lock, for writing, and opens a write section.
+    pub(crate) fn mmap_write(&self) -> MmapWrite<'_, S> {
+        let guard = self.mmap_lock.write();
+        let seq = self.mm_lock_seq.load(Ordering::Relaxed);
+        debug_assert!(seq & 1 == 0, "write section inside another");
+        // Relaxed: odd from here; a VMA is locked by storing this very number,
+        // which readers learn through the VMA's own lock.
+        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Relaxed);
+        MmapWrite { guard: Some(guard), mm: self }
+    }
+
+    /// Ends a write section: every VMA write lock is released at once
+    /// (`vma_end_write_all`).
+    fn end_write_all(&self) {
+        let seq = self.mm_lock_seq.load(Ordering::Relaxed);
+        debug_assert!(seq & 1 == 1, "no write section to end");
+        // Release: pairs with the Acquire of a reader's second comparison
+        // (`lock::typesafe::start_read`): whoever sees the new number sees what
+        // was changed under the old one (R11). The last act before the mmap
+        // lock goes (I5).
+        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
+    }
+}
+
+/// The mmap lock of an address space, held for reading.
+pub struct MmapRead<'m, S: LockScheme> {
+    guard: mmap_lock::ReadGuard<'m>,
+    mm: &'m MmCore<S>,
+}
+
+impl<'m, S: LockScheme> MmapRead<'m, S> {
+    /// The mappings, which do not change while the lock is held.
+    #[inline]
+    pub(crate) fn snapshot(&self) -> Snapshot<'_, Vma<S>> {
+        // SAFETY: mutations need the mmap lock for writing.
+        unsafe { self.mm.tree.snapshot_locked() }
+    }
+
+    /// A VMA of the snapshot.
+    pub(crate) fn vma(&self, entry: Entry<Vma<S>>) -> VmaRef<'_, S> {
+        // SAFETY: in the tree, so attached; and the mmap lock is held.
+        unsafe { VmaRef::new(entry.ptr) }
+    }
+
+    /// Gives the lock on, to a guard of another kind.
+    pub(crate) fn into_guard(self) -> mmap_lock::ReadGuard<'m> {
+        self.guard
+    }
+}
+
+/// The mmap lock of an address space, held for writing: the only way to a VMA
+/// write lock. When it is dropped or downgraded, all of those are released.
+pub struct MmapWrite<'m, S: LockScheme> {
+    guard: Option<mmap_lock::WriteGuard<'m>>,
+    mm: &'m MmCore<S>,
+}
+
+impl<S: LockScheme> Drop for MmapWrite<'_, S> {
+    fn drop(&mut self) {
+        if self.guard.is_some() {
+            self.mm.end_write_all();
+        }
+    }
+}
+
+/// VMAs that an operation replaces, in ascending order.
+pub(crate) type Affected<'w, S> = SmallVec<[VmaRef<'w, S>; 4]>;
+
+/// A planned change for which everything that can fail has been done, and
+/// whose VMAs are write-locked and drained.
+pub(crate) struct Prepared<'w, S: LockScheme> {
+    span: PageRange,
+    planned: SmallVec<[Planned; 4]>,
+    /// Old VMAs, locked, by their place; taken as they find their use.
+    old: SmallVec<[Option<VmaWrite<'w, S>>; 4]>,
+    new: SmallVec<[VmaNew<'w, S>; 4]>,
+    /// Ranges of the old VMAs that may have pages.
+    touched: SmallVec<[PageRange; 4]>,
+}
+
+impl<S: LockScheme> Prepared<'_, S> {
+    /// The part of `range` in which pages may be present, as one stretch. It
+    /// may hold untouched VMAs and holes. Settled only now that faults are
+    /// drained: one that was under way when the operation began may have been
+    /// the first to touch its VMA (as in c46000458d57, where a decision was
+    /// taken before the VMA was locked).
+    pub(crate) fn touched_in(&self, range: PageRange) -> Option<PageRange> {
+        let mut parts = self.touched.iter().map(|t| t.intersect(range)).filter(|t| !t.is_empty());
+        let first = parts.next()?;
+        Some(PageRange::new(first.start(), parts.next_back().unwrap_or(first).end()))
+    }
+}
+
+impl<'m, S: LockScheme> MmapWrite<'m, S> {
+    /// The mappings as they are now.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_, Vma<S>> {
+        // SAFETY: only the holder of this guard mutates the tree, in `commit`,
+        // which takes the guard exclusively.
+        unsafe { self.mm.tree.snapshot_locked() }
+    }
+
+    /// The VMAs that overlap `range`, with one neighbour on each side if it is
+    /// adjacent, and the place of the first one that overlaps. Lifetimes are
+    /// the lock's, not the snapshot's: VMAs outlive tree nodes.
+    pub(crate) fn affected(&self, range: PageRange) -> (Affected<'m, S>, std::ops::Range<usize>) {
+        let snapshot = self.snapshot();
+        // SAFETY: in the tree, so attached; the mmap lock is held for 'm at
+        // most until this guard goes, and callers keep it as long.
+        let vma = |entry: Entry<Vma<S>>| unsafe { VmaRef::new(entry.ptr) };
+        let mut affected = Affected::new();
+        let before = snapshot.prev(range.start()).filter(|e| e.range.end() == range.start());
+        affected.extend(before.map(vma));
+        let first = affected.len();
+        affected.extend(snapshot.overlapping(range).map(vma));
+        let last = affected.len();
+        let end = affected[first..].last().map_or(range.end(), |v| v.segment().range.end().max(range.end()));
+        let after = snapshot.next(end).filter(|e| e.range.start() == end);
+        affected.extend(after.map(vma));
+        (affected, first..last)
+    }
+
+    /// Allocates what `layout` needs and write-locks every VMA that it changes
+    /// or drops. `affected` must be what the layout's places number. `None`:
+    /// out of memory, nothing changed. `Some(None)`: nothing to change.
+    #[allow(clippy::option_option, reason = "two different answers")]
+    pub(crate) fn prepare(&self, affected: &Affected<'m, S>, layout: &Layout) -> Option<Option<Prepared<'m, S>>> {
+        let mut planned = layout.planned();
+        let mut places = 0..affected.len();
+        // Neighbours that stay as they are take no part.
+        while let (Some(p), Some(old)) = (planned.first(), places.clone().next())
+            && p.object == Some(old)
+            && !p.fresh
+            && p.segment == affected[old].segment()
+        {
+            planned = &planned[1..];
+            places.start += 1;
+        }
+        while let (Some(p), Some(old)) = (planned.last(), places.clone().next_back())
+            && p.object == Some(old)
+            && !p.fresh
+            && p.segment == affected[old].segment()
+        {
+            planned = &planned[..planned.len() - 1];
+            places.end -= 1;
+        }
+        if planned.is_empty() && places.is_empty() {
+            return Some(None);
+        }
+        let starts = [planned.first().map(|p| p.segment), places.clone().next().map(|i| affected[i].segment())];
+        let ends = [planned.last().map(|p| p.segment), places.clone().next_back().map(|i| affected[i].segment())];
+        let span = PageRange::new(
+            starts.iter().flatten().map(|s| s.range.start()).min()?,
+            ends.iter().flatten().map(|s| s.range.end()).max()?,
+        );
+        let mut new = SmallVec::new();
+        for p in planned.iter().filter(|p| p.object.is_none()) {
+            new.push(VmaNew::alloc(self.mm, &p.segment)?);
+        }
+        let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
+        let mut touched = SmallVec::new();
+        for place in places {
+            let vma = affected[place].start_write(self.mm);
+            touched.extend(vma.touched());
+            old[place] = Some(vma);
+        }
+        Some(Some(Prepared { span, planned: planned.into(), old, new, touched }))
+    }
+
+    /// Carries a prepared change out: VMAs first, then the tree, in one step.
+    /// Returns the VMAs that fell out of use, to be freed when their pages are
+    /// gone, and the incarnation of the piece that was added, if one was.
+    pub(crate) fn commit(&mut self, prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
+        let Prepared { span, planned, mut old, new, touched } = prepared;
+        let mut new = new.into_iter();
+        let mut entries: SmallVec<[Entry<Vma<S>>; 4]> = SmallVec::new();
+        let mut fresh = 0;
+        for p in &planned {
+            // What was there before a wholly new mapping has been zapped.
+            let all_new = p.fresh && !p.merged;
+            let touched = !all_new && touched.iter().any(|t| t.overlaps(p.segment.range));
+            let (ptr, incarnation) = match p.object {
+                Some(place) => {
+                    let mut vma = old[place].take().expect("each old object is planned once");
+                    vma.set_segment(&p.segment, touched);
+                    let incarnation = if p.fresh || p.merged { vma.renew() } else { 0 };
+                    (vma.as_ptr(), incarnation)
+                }
+                None => {
+                    let mut vma = new.next().expect("an object for each new VMA");
+                    if touched {
+                        vma.set_touched();
+                    }
+                    let incarnation = vma.incarnation();
+                    (vma.attach().as_ptr(), incarnation)
+                }
+            };
+            if p.fresh {
+                fresh = incarnation;
+            }
+            entries.push(Entry { range: p.segment.range, ptr });
+        }
+        // SAFETY: the mmap lock is held for writing, and `&mut self` outlives
+        // no snapshot.
+        let removed = unsafe { self.mm.tree.replace(span, &entries) };
+        let count = self.mm.map_count.load(Ordering::Relaxed) + entries.len() - removed;
+        self.mm.map_count.store(count, Ordering::Relaxed);
+        (old.into_iter().flatten().map(VmaWrite::detach).collect(), fresh)
+    }
+
+    /// Releases all VMA write locks and goes on as a reader.
+    pub(crate) fn downgrade(mut self) -> MmapRead<'m, S> {
+        let mm = self.mm;
+        mm.end_write_all();
+        let guard = self.guard.take().expect("held until now").downgrade();
+        MmapRead { guard, mm }
+    }
+}
+
+/// VMAs out of use; freed when dropped.
+pub(crate) type Detached<'w, S> = SmallVec<[VmaNew<'w, S>; 4]>;
+
+impl<S: LockScheme> Drop for MmCore<S> {
+    /// `exit_mmap`: every VMA is detached, stale foreign readers waited for,
+    /// and returned to the slab.
+    fn drop(&mut self) {
+        {
+            let mut write = self.mmap_write();
+            let all = write.snapshot().iter().map(|e| e.range).fold(None, |all: Option<PageRange>, r| {
+                Some(PageRange::new(all.map_or(r.start(), |a| a.start()), r.end()))
+            });
+            if let Some(all) = all {
+                let (affected, _) = write.affected(all);
+                if let Some(Some(prepared)) = write.prepare(&affected, &Layout::new()) {
+                    drop(write.commit(prepared));
+                }
+            }
+        }
+        assert_eq!(self.map_count(), 0, "mappings left behind at exit");
+        rcu::poll();
+    }
+}
+
+impl<S: LockScheme> MmCore<S> {
+    /// See [`Mm::validate`](crate::mm::Mm::validate).
+    pub(crate) fn validate(&self, bounds: PageRange) {
+        let read = self.mmap_read();
+        read.snapshot().validate();
+        let mut last: Option<Segment> = None;
+        let mut count = 0;
+        for entry in read.snapshot().iter() {
+            let vma = read.vma(entry);
+            let segment = vma.segment();
+            assert_eq!(segment.range, entry.range, "the tree and the VMA disagree about the range");
+            assert!(!segment.range.is_empty() && bounds.covers(segment.range), "VMA {:?} outside", segment.range);
+            if let Some(last) = last {
+                assert!(last.range.end() <= segment.range.start(), "VMAs overlap at {:?}", segment.range);
+            }
+            vma.validate(self);
+            last = Some(segment);
+            count += 1;
+        }
+        assert_eq!(count, self.map_count(), "map_count is off");
+        assert!(self.mm_lock_seq.load(Ordering::Relaxed) & 1 == 0, "a write section is open");
+        drop(read);
+        assert!(self.mmap_lock.is_idle(), "the mmap lock is not idle");
+    }
+}
+
+/// The address range that a call names, after the checks that every call of
+/// the family shares.
+pub(crate) fn page_range(addr: VirtAddr, len: usize) -> Option<PageRange> {
+    (addr.is_page_aligned() && addr.get().checked_add(len).is_some()).then(|| PageRange::sized(addr, len))
+}

@@ -1,0 +1,333 @@
+//! What each call does and refuses, one by one (kernel lineage §4.1-4.3, 4.8-4.10).
+
+use super::*;
+use nix::errno::Errno;
+
+for_each_scheme!(
+    mmap_errors,
+    mmap_places_top_down,
+    hints,
+    fixed_replaces_and_splits,
+    noreplace,
+    merges_of_new_mappings,
+    munmap_errors_and_cuts,
+    mprotect_errors,
+    mprotect_splits_and_merges,
+    accounting_decides_about_merges,
+    anon_vma_decides_about_merges,
+    map_count_limits,
+    signals,
+    contents_live_and_die_with_the_mapping,
+    a_first_store_is_noticed,
+    incarnations_never_go_back,
+    populate,
+    listing_reads_like_proc,
+    objects_return_to_the_slab,
+);
+
+fn mmap_errors<S: LockScheme>() {
+    let mm = soft::<S>(64);
+    let size = 64 * PAGE_SIZE;
+    let end = page(64);
+    for (addr, len, flags, errno) in [
+        (0, PAGE_SIZE, MapFlags::PRIVATE, Errno::EBADF),
+        (0, 0, ANON, Errno::EINVAL),
+        (0, usize::MAX, ANON, Errno::ENOMEM),
+        (0, size + PAGE_SIZE, ANON, Errno::ENOMEM),
+        (page(1) + 1, PAGE_SIZE, FIXED, Errno::EINVAL),
+        (page(1) + 1, PAGE_SIZE, ANON | MapFlags::FIXED_NOREPLACE, Errno::EINVAL),
+        (end, PAGE_SIZE, FIXED, Errno::ENOMEM),
+        (end - PAGE_SIZE, 2 * PAGE_SIZE, FIXED, Errno::ENOMEM),
+        (page(0) - PAGE_SIZE, PAGE_SIZE, FIXED, Errno::EPERM),
+        (0, PAGE_SIZE, MapFlags::ANONYMOUS, Errno::EINVAL),
+        (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED | MapFlags::PRIVATE, Errno::EINVAL),
+        (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED, Errno::EOPNOTSUPP),
+        (0, PAGE_SIZE, ANON | MapFlags::GROWSDOWN, Errno::EOPNOTSUPP),
+    ] {
+        assert_eq!(mm.mmap(addr, len, RW, flags), Err(errno), "{addr:#x} {len:#x} {flags:?}");
+    }
+    // Unknown prot and flag bits are ignored.
+    assert!(mm.mmap(0, 1, Prot::from_bits_retain(0x83), ANON | MapFlags::from_bits_retain(1 << 30)).is_ok());
+    assert_eq!(listing(&mm), [(63, 64, 3)]);
+    mm.validate();
+}
+
+fn mmap_places_top_down<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    let map = |pages: usize, prot| (mm.mmap(0, pages * PAGE_SIZE, prot, ANON).unwrap().get() - page(0)) / PAGE_SIZE;
+    assert_eq!(map(2, RW), 14);
+    assert_eq!(map(3, Prot::READ), 11);
+    assert_eq!(map(1, RW), 10);
+    mm.munmap(page(14), 2 * PAGE_SIZE).unwrap();
+    assert_eq!(map(3, RW), 7, "a gap too small is passed by");
+    assert_eq!(map(1, RW), 15, "the highest gap is used at its upper end");
+    assert_eq!(mm.mmap(0, 9 * PAGE_SIZE, RW, ANON), Err(Errno::ENOMEM));
+    mm.validate();
+    // Mappings of whole huge pages are aligned to them.
+    let mm = soft::<S>(2048);
+    mm.mmap(0, PAGE_SIZE, RW, ANON).unwrap();
+    assert_eq!(mm.mmap(0, 2 << 20, RW, ANON).unwrap().get() % (2 << 20), 0);
+    assert_ne!(mm.mmap(0, (2 << 20) + PAGE_SIZE, RW, ANON).unwrap().get() % (2 << 20), 0);
+}
+
+fn hints<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    assert_eq!(mm.mmap(page(3) + 5, PAGE_SIZE, RW, ANON).unwrap().get(), page(3), "rounded down");
+    assert_eq!(mm.mmap(page(3), PAGE_SIZE, RW, ANON).unwrap().get(), page(15), "taken: ignored");
+    assert_eq!(mm.mmap(1, PAGE_SIZE, RW, ANON).unwrap().get(), page(0), "too low: raised");
+    assert_eq!(mm.mmap(page(15), 3 * PAGE_SIZE, RW, ANON).unwrap().get(), page(12), "reaches out: ignored");
+}
+
+fn fixed_replaces_and_splits<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), 6 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(4), 2 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    assert_eq!(listing(&mm), [(2, 4, 3), (4, 6, 1), (6, 8, 3)]);
+    mm.mmap(page(3), 4 * PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(listing(&mm), [(2, 8, 3)], "replaced and merged with both rests");
+    mm.mmap(page(0), 16 * PAGE_SIZE, Prot::NONE, FIXED).unwrap();
+    assert_eq!(listing(&mm), [(0, 16, 0)]);
+    mm.validate();
+}
+
+fn noreplace<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    let flags = ANON | MapFlags::FIXED_NOREPLACE;
+    assert_eq!(mm.mmap(page(4), PAGE_SIZE, RW, flags).unwrap().get(), page(4));
+    assert_eq!(mm.mmap(page(3), 2 * PAGE_SIZE, RW, flags), Err(Errno::EEXIST));
+    assert_eq!(mm.mmap(page(4), PAGE_SIZE, RW, flags | MapFlags::FIXED), Err(Errno::EEXIST));
+    assert_eq!(mm.mmap(page(5), PAGE_SIZE, RW, flags).unwrap().get(), page(5));
+}
+
+fn merges_of_new_mappings<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(1), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(3), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(2), PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(listing(&mm), [(1, 4, 3)]);
+    mm.mmap(page(4), PAGE_SIZE, RW, FIXED | MapFlags::NORESERVE).unwrap();
+    assert_eq!(mm.map_count(), 2, "NORESERVE is not accounted, so it differs");
+    mm.mmap(page(5), PAGE_SIZE, RW, FIXED | MapFlags::STACK).unwrap();
+    assert_eq!(mm.map_count(), 3, "a stack differs");
+}
+
+fn munmap_errors_and_cuts<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    let end = page(16);
+    for (addr, len) in
+        [(page(0) + 1, PAGE_SIZE), (page(0), 0), (end + PAGE_SIZE, 1), (page(0), usize::MAX), (page(15), 2 * PAGE_SIZE)]
+    {
+        assert_eq!(mm.munmap(addr, len), Err(Errno::EINVAL), "{addr:#x} {len:#x}");
+    }
+    assert_eq!(mm.munmap(page(0), 16 * PAGE_SIZE), Ok(()), "nothing there");
+    mm.mmap(page(0), 3 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(5), 3 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    mm.mmap(page(10), 3 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.munmap(page(1), 1).unwrap();
+    assert_eq!(listing(&mm), [(0, 1, 3), (2, 3, 3), (5, 8, 1), (10, 13, 3)]);
+    mm.munmap(page(2), 9 * PAGE_SIZE).unwrap();
+    assert_eq!(listing(&mm), [(0, 1, 3), (11, 13, 3)]);
+    mm.validate();
+}
+
+fn mprotect_errors<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), 2 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(5), PAGE_SIZE, RW, FIXED).unwrap();
+    let both = Prot::GROWSDOWN | Prot::GROWSUP;
+    for (addr, len, prot, expected) in [
+        (page(2) + 1, PAGE_SIZE, RW, Err(Errno::EINVAL)),
+        (page(2), PAGE_SIZE, both, Err(Errno::EINVAL)),
+        (page(2), PAGE_SIZE, Prot::from_bits_retain(0x10), Err(Errno::EINVAL)),
+        (page(2), PAGE_SIZE, RW | Prot::SEM, Ok(())),
+        (page(2), PAGE_SIZE, RW | Prot::GROWSDOWN, Err(Errno::EINVAL)),
+        (page(2), 0, Prot::from_bits_retain(0x10), Ok(())),
+        (page(9), 0, RW, Ok(())),
+        (page(2), usize::MAX, RW, Err(Errno::ENOMEM)),
+        (page(2), usize::MAX - PAGE_SIZE, RW, Err(Errno::ENOMEM)),
+        (page(1), 3 * PAGE_SIZE, Prot::READ, Err(Errno::ENOMEM)),
+        (page(9), PAGE_SIZE, Prot::READ, Err(Errno::ENOMEM)),
+    ] {
+        assert_eq!(mm.mprotect(addr, len, prot), expected, "{addr:#x} {len:#x} {prot:?}");
+    }
+    assert_eq!(listing(&mm), [(2, 4, 3), (5, 6, 3)], "nothing changed");
+    assert_eq!(mm.mprotect(page(3), 3 * PAGE_SIZE, Prot::READ), Err(Errno::ENOMEM));
+    assert_eq!(listing(&mm), [(2, 3, 3), (3, 4, 1), (5, 6, 3)], "changed up to the hole");
+    mm.validate();
+}
+
+fn mprotect_splits_and_merges<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(0), 9 * PAGE_SIZE, RW, FIXED | MapFlags::NORESERVE).unwrap();
+    mm.mprotect(page(3), 3 * PAGE_SIZE, Prot::READ).unwrap();
+    assert_eq!(listing(&mm), [(0, 3, 3), (3, 6, 1), (6, 9, 3)]);
+    mm.mprotect(page(6), PAGE_SIZE, Prot::READ).unwrap();
+    assert_eq!(listing(&mm), [(0, 3, 3), (3, 7, 1), (7, 9, 3)], "head joins the left neighbour");
+    mm.mprotect(page(2), PAGE_SIZE, Prot::READ).unwrap();
+    assert_eq!(listing(&mm), [(0, 2, 3), (2, 7, 1), (7, 9, 3)], "tail joins the right neighbour");
+    mm.mprotect(page(1), 7 * PAGE_SIZE, RW).unwrap();
+    assert_eq!(listing(&mm), [(0, 9, 3)]);
+    mm.validate();
+}
+
+fn accounting_decides_about_merges<S: LockScheme>() {
+    // A faulted half keeps its charge when it becomes read-only, an unfaulted
+    // one gives it back: two VMAs. Without accounting, one.
+    for (flags, count) in [(FIXED, 2), (FIXED | MapFlags::NORESERVE, 1)] {
+        let mm = soft::<S>(16);
+        mm.mmap(page(0), 4 * PAGE_SIZE, RW, flags).unwrap();
+        mm.mprotect(page(2), 2 * PAGE_SIZE, Prot::READ).unwrap();
+        store(&mm, page(0), 1).unwrap();
+        mm.mprotect(page(0), 2 * PAGE_SIZE, Prot::READ).unwrap();
+        assert_eq!(mm.map_count(), count, "{flags:?}");
+        mm.validate();
+    }
+}
+
+fn anon_vma_decides_about_merges<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    let map = |n| mm.mmap(page(n), PAGE_SIZE, RW, FIXED).unwrap();
+    map(0);
+    map(2);
+    store(&mm, page(0), 1).unwrap();
+    store(&mm, page(2), 1).unwrap();
+    map(1);
+    assert_eq!(listing(&mm), [(0, 2, 3), (2, 3, 3)], "both written apart: the fill joins the left one only");
+    // Neighbours that differ in protection only share their identity when
+    // written, and merge later.
+    let mm = soft::<S>(16);
+    mm.mmap(page(0), 2 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mprotect(page(1), PAGE_SIZE, RW | Prot::EXEC).unwrap();
+    store(&mm, page(0), 1).unwrap();
+    store(&mm, page(1), 1).unwrap();
+    mm.mprotect(page(1), PAGE_SIZE, RW).unwrap();
+    assert_eq!(listing(&mm), [(0, 2, 3)]);
+}
+
+fn map_count_limits<S: LockScheme>() {
+    let mm = soft::<S>(64);
+    mm.set_max_map_count(4);
+    let one = |n| mm.mmap(page(n), PAGE_SIZE, RW, FIXED);
+    mm.mmap(page(0), 8 * PAGE_SIZE, RW, FIXED).unwrap();
+    for n in [10, 12, 14] {
+        one(n).unwrap();
+    }
+    assert_eq!(mm.mprotect(page(1), PAGE_SIZE, Prot::READ), Err(Errno::ENOMEM), "a split at the limit");
+    assert_eq!(mm.munmap(page(1), PAGE_SIZE), Err(Errno::ENOMEM), "a cut in the middle at the limit");
+    assert_eq!(mm.mmap(page(1), PAGE_SIZE, Prot::READ, FIXED), Err(Errno::ENOMEM), "the same by FIXED");
+    assert_eq!(listing(&mm)[0], (0, 8, 3));
+    mm.munmap(page(0), PAGE_SIZE).unwrap();
+    one(16).unwrap();
+    assert_eq!(mm.map_count(), 5, "one more than the limit");
+    assert_eq!(one(18), Err(Errno::ENOMEM));
+    assert_eq!(one(17), Err(Errno::ENOMEM), "even one that would merge");
+    mm.munmap(page(10), PAGE_SIZE).unwrap();
+    mm.mprotect(page(1), 7 * PAGE_SIZE, Prot::READ).unwrap();
+    mm.validate();
+}
+
+fn signals<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    assert_eq!(load(&mm, page(3)), Err(Signal::MapErr));
+    mm.mmap(page(3), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    mm.mmap(page(4), PAGE_SIZE, Prot::NONE, FIXED).unwrap();
+    mm.mmap(page(5), PAGE_SIZE, Prot::WRITE, FIXED).unwrap();
+    assert!(load(&mm, page(3)).is_ok());
+    assert_eq!(store(&mm, page(3), 1), Err(Signal::AccErr));
+    assert_eq!(load(&mm, page(4)), Err(Signal::AccErr));
+    assert_eq!(store(&mm, page(4), 1), Err(Signal::AccErr));
+    assert!(load(&mm, page(5)).is_ok(), "a write-only mapping can be read on x86");
+    assert_eq!(load(&mm, page(64)), Err(Signal::MapErr));
+    let error = mm.write(VirtAddr(page(5) + 4), &[7; 3 * PAGE_SIZE]).unwrap_err();
+    assert_eq!(error, AccessError { addr: VirtAddr(page(6)), signal: Signal::MapErr });
+    assert_eq!(load(&mm, page(5) + 8), Ok(0x0707_0707_0707_0707), "bytes before it were stored");
+}
+
+fn contents_live_and_die_with_the_mapping<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    let first = mm.map(page(2), 3 * PAGE_SIZE, RW, FIXED).unwrap();
+    store(&mm, page(3) + VALUE, 42).unwrap();
+    let seen = stamp(&mm, page(3)).unwrap();
+    assert_eq!((seen.page_addr(), seen.mm_id), (VirtAddr(page(3)), mm.id()));
+    assert!(seen.incarnation >= first.incarnation);
+    for prot in [Prot::READ, Prot::NONE, Prot::READ, Prot::NONE, RW] {
+        mm.mprotect(page(3), PAGE_SIZE, prot).unwrap();
+        if prot != Prot::NONE {
+            assert_eq!(load(&mm, page(3) + VALUE), Ok(42), "{prot:?}");
+        }
+    }
+    assert_eq!(stamp(&mm, page(3)).unwrap(), seen);
+    mm.mprotect(page(3), PAGE_SIZE, Prot::NONE).unwrap();
+    let second = mm.map(page(3), PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(load(&mm, page(3) + VALUE), Ok(0), "replaced while hidden: gone");
+    assert!(stamp(&mm, page(3)).unwrap().incarnation >= second.incarnation && second.incarnation > seen.incarnation);
+    store(&mm, page(3) + VALUE, 43).unwrap();
+    mm.munmap(page(3), PAGE_SIZE).unwrap();
+    assert_eq!(load(&mm, page(3)), Err(Signal::MapErr));
+    mm.mmap(page(3), PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(load(&mm, page(3) + VALUE), Ok(0));
+    mm.validate();
+}
+
+/// Pages that were only read before the mapping became writable: the first
+/// store still counts as one (found by the model).
+fn a_first_store_is_noticed<S: LockScheme>() {
+    for through_none in [false, true] {
+        let mm = soft::<S>(16);
+        mm.mmap(page(2), 2 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
+        load(&mm, page(2)).unwrap();
+        if through_none {
+            mm.mprotect(page(2), 2 * PAGE_SIZE, Prot::NONE).unwrap();
+        }
+        mm.mprotect(page(2), 2 * PAGE_SIZE, RW).unwrap();
+        load(&mm, page(2)).unwrap();
+        store(&mm, page(2), 1).unwrap();
+        let read = mm.core().mmap_read();
+        let entry = read.snapshot().entry_at(VirtAddr(page(2))).unwrap();
+        assert_ne!(read.vma(entry).segment().anon_vma, 0);
+    }
+}
+
+/// Pages filled for a mapping carry its incarnation or a higher one, also
+/// after it has become part of an older VMA.
+fn incarnations_never_go_back<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    mm.mmap(page(4), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    let new = mm.map(page(3), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mprotect(page(3), PAGE_SIZE, Prot::READ).unwrap();
+    assert_eq!(mm.map_count(), 1);
+    assert!(stamp(&mm, page(3)).unwrap().incarnation >= new.incarnation);
+}
+
+fn populate<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    crate::thread::announce();
+    let before = crate::stats::of_this_thread(crate::stats::Counter::PageInstalled).unwrap();
+    mm.mmap(page(2), 5 * PAGE_SIZE, RW, FIXED | MapFlags::POPULATE).unwrap();
+    assert_eq!(crate::stats::of_this_thread(crate::stats::Counter::PageInstalled).unwrap() - before, 5);
+    mm.mmap(page(8), PAGE_SIZE, Prot::NONE, FIXED | MapFlags::POPULATE).unwrap();
+    mm.mmap(page(9), PAGE_SIZE, Prot::READ, FIXED | MapFlags::POPULATE).unwrap();
+    assert_eq!(store(&mm, page(9), 1), Err(Signal::AccErr));
+}
+
+fn listing_reads_like_proc<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), PAGE_SIZE, Prot::READ | Prot::EXEC, FIXED).unwrap();
+    let line = mm.maps()[0].to_string();
+    assert_eq!(line, format!("{:x}-{:x} r-xp 00000000 00:00 0 ", page(2), page(3)));
+}
+
+fn objects_return_to_the_slab<S: LockScheme>() {
+    let (n, rounds) = (300, 20);
+    for _ in 0..rounds {
+        let mm = soft::<S>(2 * n);
+        for i in 0..n {
+            mm.mmap(page(2 * i), PAGE_SIZE, RW, FIXED).unwrap();
+        }
+        drop(mm);
+    }
+    let stats = S::slab().stats();
+    // Other tests share the slab; a leak would show as rounds * n objects.
+    assert!(stats.pages * stats.objects_per_page < rounds * n / 2 + 4000, "{stats:?}");
+}

@@ -1,0 +1,483 @@
+//! [`Slab`]: type-stable objects (`kmem_cache` with `SLAB_TYPESAFE_BY_RCU`).
+//!
+//! # What a reader may rely on
+//!
+//! A slot never moves and never holds anything but a valid `T`. The
+//! constructor runs once for each slot, when its slab page is made, never at
+//! allocation or free: an object comes out of [`Slab::alloc`] exactly as its
+//! last owner left it. A freed object may be handed out again *at once*, also
+//! to another address space, so a reader that found a pointer under RCU holds
+//! a `T`, but perhaps another one than it looked for; it must take what
+//! reference the object offers and then check that it got what it wanted.
+//!
+//! Only the memory of a wholly free slab page waits for a grace period (of
+//! [`rcu::READERS`]) before it goes back to the system, so a pointer found in
+//! a section may be dereferenced until the section ends.
+//!
+//! # Layout
+//!
+//! A slab page is [`SLAB_BYTES`] long and as much aligned, so that a slot's
+//! page is found by masking. Each announced thread keeps a magazine of
+//! [`MAGAZINE`] free objects, last in first out: the object just freed is the
+//! next one handed out, with no lock and no shared cache line. Magazines
+//! exchange halves with the depot, which is under a mutex and knows the free
+//! slots of each page as a bitmap. A magazine belongs to the thread slot
+//! ([`crate::thread`]) and passes on with it: nothing is lost when a thread ends.
+//!
+//! Not for the fault path: `alloc` and `free` are for mutators.
+
+use crate::rcu;
+use crate::sync::{AtomicPtr, AtomicUsize, Mutex, Ordering};
+use crate::thread::{self, SLOTS};
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::{self, NonNull};
+
+/// Bytes in a slab page, and its alignment.
+pub const SLAB_BYTES: usize = 32 * 1024;
+/// Free objects that a thread keeps to itself.
+pub const MAGAZINE: usize = 32;
+/// Wholly free pages that the depot keeps before it returns one.
+const EMPTY_PAGES_KEPT: usize = 2;
+/// Words of the free bitmap: enough for 16-byte objects and larger.
+const BITMAP_WORDS: usize = 32;
+
+/// When a wholly free slab page may go back to the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageReturn {
+    /// After a grace period: readers may hold stale pointers to free objects.
+    AfterGracePeriod,
+    /// At once: objects are only freed when no reader can reach them.
+    AtOnce,
+}
+
+/// A cache of objects of one type, shared by the whole process. Lives in a `static`.
+pub struct Slab<T: 'static> {
+    construct: fn() -> T,
+    page_return: PageReturn,
+    magazines: [AtomicPtr<Magazine<T>>; SLOTS],
+    depot: Mutex<Depot>,
+    pages: AtomicUsize,
+}
+
+// SAFETY: a magazine is only used by the thread that owns its slot (see
+// `magazine`), the depot is under its mutex, and objects are handed from
+// thread to thread, which needs T: Send; readers share them, which needs Sync.
+unsafe impl<T: Send + Sync> Sync for Slab<T> {}
+
+struct Magazine<T> {
+    len: usize,
+    objects: [*mut T; MAGAZINE],
+}
+
+/// Head of a slab page. All fields are under the depot's mutex.
+struct PageHead {
+    /// Position in `Depot::partial`, if the page has a free slot there.
+    position: usize,
+    free: usize,
+    bitmap: [u64; BITMAP_WORDS],
+}
+
+struct Depot {
+    /// Pages with at least one free slot in the depot.
+    partial: Vec<PagePtr>,
+    /// How many of those are wholly free.
+    empty: usize,
+}
+
+#[derive(Clone, Copy)]
+struct PagePtr(NonNull<PageHead>);
+// SAFETY: the head is only touched under the depot's mutex.
+unsafe impl Send for PagePtr {}
+
+/// What a slab holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabStats {
+    /// Slab pages in use (`slabs`).
+    pub pages: usize,
+    /// Bytes from one object to the next.
+    pub object_bytes: usize,
+    /// Objects in one slab page.
+    pub objects_per_page: usize,
+}
+
+impl<T> Slab<T> {
+    /// Where the first object of a page lies.
+    const FIRST: usize = size_of::<PageHead>().next_multiple_of(align_of::<T>());
+    /// Objects in a page.
+    const PER_PAGE: usize = {
+        assert!(size_of::<T>() >= 16 && align_of::<T>() <= 4096 && !std::mem::needs_drop::<T>());
+        let n = (SLAB_BYTES - Self::FIRST) / size_of::<T>();
+        if n > BITMAP_WORDS * 64 { BITMAP_WORDS * 64 } else { n }
+    };
+    const LAYOUT: Layout = match Layout::from_size_align(SLAB_BYTES, SLAB_BYTES) {
+        Ok(layout) => layout,
+        Err(_) => panic!("slab layout"),
+    };
+
+    /// A slab whose slots are made by `construct`, once each.
+    pub const fn new(construct: fn() -> T, page_return: PageReturn) -> Slab<T> {
+        Slab {
+            construct,
+            page_return,
+            magazines: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
+            depot: Mutex::new(Depot { partial: Vec::new(), empty: 0 }),
+            pages: AtomicUsize::new(0),
+        }
+    }
+
+    /// An object, as its last owner (or the constructor) left it. `None` when
+    /// the system has no memory. Mutators only (`kmem_cache_alloc`).
+    #[inline]
+    pub fn alloc(&'static self) -> Option<NonNull<T>> {
+        match self.magazine() {
+            Some(magazine) => {
+                // SAFETY: the magazine is this thread's alone, and this function
+                // does not call itself.
+                let magazine = unsafe { &mut *magazine };
+                if magazine.len == 0 {
+                    self.refill(magazine);
+                }
+                if magazine.len == 0 {
+                    return None;
+                }
+                magazine.len -= 1;
+                NonNull::new(magazine.objects[magazine.len])
+            }
+            None => {
+                let mut one = [ptr::null_mut()];
+                let got = self.take_from_depot(&mut one);
+                if got == 1 { NonNull::new(one[0]) } else { None }
+            }
+        }
+    }
+
+    /// Gives an object back; it may be handed out again before this returns.
+    /// Mutators only (`kmem_cache_free`).
+    ///
+    /// # Safety
+    /// The object came from this slab's [`alloc`](Slab::alloc) and is owned by
+    /// the caller. It is in a state in which stale readers (for
+    /// [`PageReturn::AfterGracePeriod`]) can do no harm.
+    #[inline]
+    pub unsafe fn free(&'static self, object: NonNull<T>) {
+        match self.magazine() {
+            Some(magazine) => {
+                // SAFETY: as in `alloc`.
+                let magazine = unsafe { &mut *magazine };
+                if magazine.len == MAGAZINE {
+                    self.drain(magazine);
+                }
+                magazine.objects[magazine.len] = object.as_ptr();
+                magazine.len += 1;
+            }
+            None => self.give_to_depot(&[object.as_ptr()]),
+        }
+    }
+
+    /// The calling thread's magazine.
+    #[inline]
+    fn magazine(&'static self) -> Option<*mut Magazine<T>> {
+        let slot = match thread::current() {
+            Some(slot) => slot,
+            None => {
+                thread::announce();
+                thread::current()?
+            }
+        };
+        let cell = &self.magazines[slot.index()];
+        // Relaxed: written by owners of the slot only, and the slot's own
+        // hand-over (Release in `Lease::drop`, Acquire in `announce`) orders them.
+        let magazine = cell.load(Ordering::Relaxed);
+        if !magazine.is_null() {
+            return Some(magazine);
+        }
+        let magazine = Box::into_raw(Box::new(Magazine { len: 0, objects: [ptr::null_mut(); MAGAZINE] }));
+        cell.store(magazine, Ordering::Relaxed);
+        Some(magazine)
+    }
+
+    #[cold]
+    fn refill(&'static self, magazine: &mut Magazine<T>) {
+        magazine.len = self.take_from_depot(&mut magazine.objects[..MAGAZINE / 2]);
+    }
+
+    /// Gives the older half of a full magazine to the depot.
+    #[cold]
+    fn drain(&'static self, magazine: &mut Magazine<T>) {
+        self.give_to_depot(&magazine.objects[..MAGAZINE / 2]);
+        magazine.objects.copy_within(MAGAZINE / 2.., 0);
+        magazine.len = MAGAZINE / 2;
+    }
+
+    fn page_of(object: *mut T) -> NonNull<PageHead> {
+        // The page is aligned to its size, and its head comes first.
+        NonNull::new(object.map_addr(|addr| addr & !(SLAB_BYTES - 1)).cast()).expect("slab page is not null")
+    }
+
+    fn slot_of(object: *mut T) -> usize {
+        let offset = object.addr() & (SLAB_BYTES - 1);
+        let slot = (offset - Self::FIRST) / size_of::<T>();
+        assert!(
+            (offset - Self::FIRST).is_multiple_of(size_of::<T>()) && slot < Self::PER_PAGE,
+            "not an object of this slab"
+        );
+        slot
+    }
+
+    /// Fills `out` from free slots, making slab pages as needed; returns how many.
+    fn take_from_depot(&'static self, out: &mut [*mut T]) -> usize {
+        let mut depot = self.depot.lock().expect("slab depot");
+        let mut taken = 0;
+        while taken < out.len() {
+            let Some(&PagePtr(page)) = depot.partial.last() else {
+                match self.make_page() {
+                    Some(page) => {
+                        depot.insert(page);
+                        depot.empty += 1;
+                    }
+                    None => break,
+                }
+                continue;
+            };
+            // SAFETY: pages in the depot are live, and we hold its mutex.
+            let head = unsafe { &mut *page.as_ptr() };
+            if head.free == Self::PER_PAGE {
+                depot.empty -= 1;
+            }
+            for (w, word) in head.bitmap.iter_mut().enumerate() {
+                while *word != 0 && taken < out.len() {
+                    let slot = w * 64 + word.trailing_zeros() as usize;
+                    *word &= *word - 1;
+                    head.free -= 1;
+                    // SAFETY: the slot lies within the page.
+                    out[taken] = unsafe { page.as_ptr().byte_add(Self::FIRST + slot * size_of::<T>()) }.cast();
+                    taken += 1;
+                }
+            }
+            if head.free == 0 {
+                depot.remove(page);
+            }
+        }
+        taken
+    }
+
+    fn give_to_depot(&'static self, objects: &[*mut T]) {
+        // A thread frees at most half a magazine at once.
+        let mut returned: [Option<PagePtr>; MAGAZINE] = [None; MAGAZINE];
+        {
+            let mut depot = self.depot.lock().expect("slab depot");
+            for (object, returned) in objects.iter().zip(&mut returned) {
+                let (page, slot) = (Self::page_of(*object), Self::slot_of(*object));
+                // SAFETY: the object's page is live, and we hold the mutex.
+                let head = unsafe { &mut *page.as_ptr() };
+                let (word, bit) = (slot / 64, 1u64 << (slot % 64));
+                assert_eq!(head.bitmap[word] & bit, 0, "object freed twice");
+                head.bitmap[word] |= bit;
+                head.free += 1;
+                if head.free == 1 {
+                    depot.insert(PagePtr(page));
+                }
+                if head.free == Self::PER_PAGE {
+                    depot.empty += 1;
+                    if depot.empty > EMPTY_PAGES_KEPT {
+                        depot.empty -= 1;
+                        depot.remove(page);
+                        *returned = Some(PagePtr(page));
+                    }
+                }
+            }
+        }
+        for PagePtr(page) in returned.into_iter().flatten() {
+            self.pages.fetch_sub(1, Ordering::Relaxed);
+            match self.page_return {
+                // SAFETY: the page is out of the depot and wholly free, so no
+                // section that begins now can find an object in it.
+                PageReturn::AfterGracePeriod => unsafe { rcu::defer(page.as_ptr().cast(), Self::release_page) },
+                // SAFETY: and nobody has stale pointers.
+                PageReturn::AtOnce => unsafe { Self::release_page(page.as_ptr().cast()) },
+            }
+        }
+    }
+
+    /// A new slab page, all its slots constructed and free.
+    fn make_page(&self) -> Option<PagePtr> {
+        // SAFETY: the layout is not empty.
+        let page = NonNull::new(unsafe { alloc(Self::LAYOUT) })?.cast::<PageHead>();
+        let mut bitmap = [0u64; BITMAP_WORDS];
+        for slot in 0..Self::PER_PAGE {
+            bitmap[slot / 64] |= 1 << (slot % 64);
+            // SAFETY: the slot lies within the page and is aligned; nobody else
+            // knows the page yet.
+            unsafe {
+                page.as_ptr().byte_add(Self::FIRST + slot * size_of::<T>()).cast::<T>().write((self.construct)())
+            };
+        }
+        // SAFETY: the head lies at the page's start, before the first slot.
+        unsafe { page.write(PageHead { position: usize::MAX, free: Self::PER_PAGE, bitmap }) };
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        Some(PagePtr(page))
+    }
+
+    /// # Safety
+    /// `page` is a slab page that nobody can reach any more.
+    unsafe fn release_page(page: *mut ()) {
+        if cfg!(debug_assertions) {
+            // SAFETY: the page is ours.
+            unsafe { ptr::write_bytes(page.cast::<u8>(), 0x5a, SLAB_BYTES) };
+        }
+        // SAFETY: allocated in `make_page` with the same layout.
+        unsafe { dealloc(page.cast(), Self::LAYOUT) };
+    }
+
+    /// How much the slab holds now.
+    pub fn stats(&self) -> SlabStats {
+        SlabStats {
+            pages: self.pages.load(Ordering::Relaxed),
+            object_bytes: size_of::<T>(),
+            objects_per_page: Self::PER_PAGE,
+        }
+    }
+}
+
+impl Depot {
+    fn insert(&mut self, PagePtr(page): PagePtr) {
+        // SAFETY: a live page, and `&mut self` means the mutex is held.
+        unsafe { (*page.as_ptr()).position = self.partial.len() };
+        self.partial.push(PagePtr(page));
+    }
+
+    fn remove(&mut self, page: NonNull<PageHead>) {
+        // SAFETY: a live page, and the mutex is held.
+        let position = unsafe { (*page.as_ptr()).position };
+        self.partial.swap_remove(position);
+        if let Some(moved) = self.partial.get(position) {
+            // SAFETY: as above.
+            unsafe { (*moved.0.as_ptr()).position = position };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::AtomicU64;
+    use std::collections::HashSet;
+
+    struct Object {
+        constructed: AtomicU64,
+        owner: AtomicU64,
+        _pad: [u64; 22],
+    }
+
+    macro_rules! slab {
+        ($name:ident, $made:ident, $kind:expr) => {
+            static $made: AtomicU64 = AtomicU64::new(0);
+            static $name: Slab<Object> = Slab::new(
+                || Object {
+                    constructed: AtomicU64::new($made.fetch_add(1, Ordering::Relaxed) + 1),
+                    owner: AtomicU64::new(0),
+                    _pad: [0; 22],
+                },
+                $kind,
+            );
+        };
+    }
+
+    #[test]
+    fn reuse_is_lifo_and_keeps_what_the_object_held() {
+        slab!(SLAB, MADE, PageReturn::AfterGracePeriod);
+        let a = SLAB.alloc().unwrap();
+        // SAFETY: objects are shared and valid for ever.
+        unsafe { a.as_ref() }.owner.store(77, Ordering::Relaxed);
+        // SAFETY: ours.
+        unsafe { SLAB.free(a) };
+        let b = SLAB.alloc().unwrap();
+        assert_eq!(a, b);
+        // SAFETY: as above.
+        assert_eq!(unsafe { b.as_ref() }.owner.load(Ordering::Relaxed), 77);
+        // SAFETY: ours.
+        unsafe { SLAB.free(b) };
+    }
+
+    #[test]
+    fn each_slot_is_constructed_once_and_owned_once() {
+        slab!(SLAB, MADE, PageReturn::AtOnce);
+        let per_page = SLAB.stats().objects_per_page as u64;
+        let mut held: Vec<_> = (0..1000).map(|_| SLAB.alloc().unwrap()).collect();
+        assert_eq!(held.iter().collect::<HashSet<_>>().len(), 1000);
+        let numbers: HashSet<_> =
+            // SAFETY: live objects.
+            held.iter().map(|o| unsafe { o.as_ref() }.constructed.load(Ordering::Relaxed)).collect();
+        assert_eq!(numbers.len(), 1000);
+        assert_eq!(MADE.load(Ordering::Relaxed), 1000u64.div_ceil(per_page) * per_page);
+        for _ in 0..10_000 {
+            let object = held.pop().unwrap();
+            // SAFETY: ours.
+            unsafe { SLAB.free(object) };
+            held.push(SLAB.alloc().unwrap());
+        }
+        assert_eq!(
+            MADE.load(Ordering::Relaxed),
+            1000u64.div_ceil(per_page) * per_page,
+            "constructor ran at allocation"
+        );
+    }
+
+    #[test]
+    fn free_pages_go_back_but_not_before_a_grace_period() {
+        slab!(SLAB, MADE, PageReturn::AfterGracePeriod);
+        let per_page = SLAB.stats().objects_per_page;
+        let held: Vec<_> = (0..per_page * 20).map(|_| SLAB.alloc().unwrap()).collect();
+        let pages = SLAB.stats().pages;
+        assert!(pages >= 20);
+        let guard = rcu::read();
+        for object in &held {
+            // SAFETY: ours; freed once.
+            unsafe { SLAB.free(*object) };
+        }
+        assert!(SLAB.stats().pages <= EMPTY_PAGES_KEPT + 2, "{:?}", SLAB.stats());
+        // Poison or a fault here would mean that a page went while we were reading.
+        for object in &held {
+            // SAFETY: type-stable while we are in the section.
+            let n = unsafe { object.as_ref() }.constructed.load(Ordering::Relaxed);
+            assert!((1..=MADE.load(Ordering::Relaxed)).contains(&n), "{n:#x}");
+        }
+        drop(guard);
+        rcu::barrier();
+    }
+
+    #[test]
+    fn threads_trade_objects_without_sharing_one() {
+        slab!(SLAB, MADE, PageReturn::AfterGracePeriod);
+        let (tx, rx) = crossbeam::channel::bounded::<usize>(64);
+        let threads: Vec<_> = (1..=3u64)
+            .map(|me| {
+                let (tx, rx) = (tx.clone(), rx.clone());
+                std::thread::spawn(move || {
+                    for round in 0..20_000 {
+                        let object = SLAB.alloc().unwrap();
+                        // SAFETY: live.
+                        let owner = unsafe { &object.as_ref().owner };
+                        assert_eq!(owner.swap(me, Ordering::AcqRel), 0, "two owners");
+                        if round % 3 == 0 && tx.try_send(object.as_ptr().expose_provenance()).is_ok() {
+                            continue;
+                        }
+                        owner.store(0, Ordering::Release);
+                        // SAFETY: ours.
+                        unsafe { SLAB.free(object) };
+                        if let Ok(addr) = rx.try_recv() {
+                            let object = NonNull::new(ptr::with_exposed_provenance_mut::<Object>(addr)).unwrap();
+                            // SAFETY: handed over by its owner.
+                            unsafe { object.as_ref() }.owner.store(0, Ordering::Release);
+                            // SAFETY: now ours.
+                            unsafe { SLAB.free(object) };
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+}

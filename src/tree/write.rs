@@ -1,0 +1,392 @@
+//! One mutation: from a root and a change to a new root and the nodes that
+//! fall away. Nothing here publishes or frees.
+//!
+//! The nodes that a change touches on one level form a run. Of the run's
+//! first node some leading items are kept, of its last some trailing ones, and
+//! what is between them is replaced. Two paths, left and right, describe all
+//! levels' runs. From the leaves upward, each level's kept and new items are
+//! packed into new nodes, which are the new items of the level above. A run
+//! with too few items takes the neighbouring node in, wherever in the tree
+//! its parent is.
+//!
+//! Most mutations stay within one leaf that neither overflows nor runs low.
+//! They take a short cut ([`in_one_leaf`]): each node of the one path is
+//! copied and one slot of the copy changed.
+
+use super::Entry;
+use super::node::{Child, INNER_MAX, INNER_MIN, LEAF_MAX, LEAF_MIN, MAX_HEIGHT, Node, NodeRef, rank, store};
+use crate::addr::PageRange;
+use smallvec::SmallVec;
+use std::ptr::NonNull;
+
+/// What a mutation comes to.
+pub(super) struct Done {
+    /// The new root, freshly made; `None` if the tree is empty now.
+    pub(super) root: Option<NonNull<Node>>,
+    /// Nodes that the new root does not reach, once each.
+    pub(super) retired: Retired,
+    /// Entries removed.
+    pub(super) removed: usize,
+}
+
+type Retired = SmallVec<[NonNull<Node>; 16]>;
+/// New nodes of one level: one, when nothing splits.
+type Made = SmallVec<[Child; 2]>;
+
+/// A node of a path. On the left path the items before `at` are kept, on the
+/// right path the items from `at` on.
+#[derive(Clone, Copy)]
+struct Step<'t> {
+    node: NodeRef<'t>,
+    at: usize,
+}
+
+struct Edit<'t> {
+    /// By level; only the first `height` are meant.
+    left: [Step<'t>; MAX_HEIGHT],
+    right: [Step<'t>; MAX_HEIGHT],
+    height: usize,
+    retired: Retired,
+    removed: usize,
+}
+
+/// Replaces what is in `span` by `new`; `None` if that changes nothing.
+pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]) -> Option<Done> {
+    check(span, new);
+    let Some(root) = root else {
+        return (!new.is_empty()).then(|| {
+            let mut made = pack_leaves(new);
+            for level in 1.. {
+                if made.len() == 1 {
+                    break;
+                }
+                made = pack_inner(level, &made);
+            }
+            Done { root: Some(finish(made[0].node, new.len())), retired: Retired::new(), removed: 0 }
+        });
+    };
+    if span.is_empty() {
+        return None;
+    }
+    if let Some(done) = in_one_leaf(root, span, new) {
+        return Some(done);
+    }
+    let mut edit = Edit::descend(root, span);
+    if edit.removed == 0 && new.is_empty() {
+        return None;
+    }
+    let entries = root.entries - edit.removed + new.len();
+    let mut made = edit.leaves(new);
+    let mut level = 0;
+    while made.len() > 1 || edit.keeps_above(level) {
+        level += 1;
+        made = edit.inner(level, &made);
+    }
+    let root = made.first().map(|child| finish(child.node, entries));
+    Some(Done { root, retired: edit.retired, removed: edit.removed })
+}
+
+fn check(span: PageRange, new: &[Entry<()>]) {
+    let mut end = span.start();
+    for entry in new {
+        assert!(!entry.range.is_empty(), "empty range {:?}", entry.range);
+        assert!(end <= entry.range.start(), "{:?} is out of order or outside {span:?}", entry.range);
+        end = entry.range.end();
+    }
+    assert!(end <= span.end(), "an entry ends at {end:?}, outside {span:?}");
+}
+
+/// Panics if an entry of the slots `lo..hi`, those that `span` meets in a leaf,
+/// reaches out of `span`.
+#[inline]
+fn check_ends(leaf: &Node, lo: usize, hi: usize, span: PageRange) {
+    if lo < hi {
+        let (low, high) = (leaf.leaf().starts[lo], leaf.leaf().ends[hi - 1]);
+        assert!(
+            span.start().get() <= low && high <= span.end().get(),
+            "an entry of {low:#x}..{high:#x} straddles {span:?}"
+        );
+    }
+}
+
+/// The short cut; `None` if it does not apply.
+fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<Done> {
+    let (first, last) = (span.start().get(), span.end().get() - 1);
+    let height = root.level() + 1;
+    let mut path = [Step { node: root, at: 0 }; MAX_HEIGHT];
+    let mut node = root;
+    for level in (1..height).rev() {
+        let starts = &node.get().inner().starts;
+        let i = rank(starts, first);
+        if starts[i + 1] <= last {
+            return None;
+        }
+        path[level] = Step { node, at: i };
+        node = node.child(i);
+    }
+    let leaf = node.get();
+    let (starts, ends) = (&leaf.leaf().starts, &leaf.leaf().ends);
+    let lo = rank(starts, first);
+    let lo = lo + usize::from(ends[lo] <= first);
+    let hi = lo + starts[lo..leaf.len()].iter().take_while(|&&start| start <= last).count();
+    check_ends(leaf, lo, hi, span);
+    let removed = hi - lo;
+    let len = leaf.len() - removed + new.len();
+    let min = if height > 1 { LEAF_MIN } else { 1 };
+    if !(min..=LEAF_MAX).contains(&len) || removed + new.len() == 0 {
+        return None;
+    }
+    let mut retired = Retired::new();
+    retired.push(node.as_ptr());
+    let mut made = store(leaf, |leaf| leaf.splice(lo, hi, new));
+    let mut gaps = (widest(leaf, lo..=hi), widest(fresh(&made), lo..=lo + new.len()));
+    for &Step { node, at } in &path[1..height] {
+        let old = node.get();
+        let gap = settle(fresh(&made), old.inner().gaps[at], gaps);
+        let child = Child { gap, ..outline(made) };
+        made = store(old, |node| node.set_child(at, child));
+        let around = |node: &Node| node.inner().gaps[at].max(widest(node, at..=at + 1));
+        gaps = (around(old), around(fresh(&made)));
+        retired.push(node.as_ptr());
+    }
+    Some(Done { root: Some(finish(made, root.entries - removed + new.len())), retired, removed })
+}
+
+/// The widest gap before one of `slots`.
+#[inline]
+fn widest(node: &Node, slots: std::ops::RangeInclusive<usize>) -> usize {
+    let mut widest = 0;
+    for i in slots {
+        widest = widest.max(node.gap_before(i));
+    }
+    widest
+}
+
+/// The largest gap of a changed node that had `old_max`. `gone` is the widest
+/// of the gaps that the change took away, `come` of those it made.
+#[inline]
+fn settle(node: &Node, old_max: usize, (gone, come): (usize, usize)) -> usize {
+    if come >= old_max {
+        come
+    } else if gone < old_max {
+        old_max
+    } else {
+        // Perhaps another is as wide as the one that went; none is wider.
+        node.max_gap(old_max)
+    }
+}
+
+/// Makes a node that is not published yet the root.
+fn finish(mut node: NonNull<Node>, entries: usize) -> NonNull<Node> {
+    // SAFETY: made by this mutation, so nobody else knows it yet.
+    unsafe { node.as_mut() }.entries = entries;
+    node
+}
+
+/// A node of this mutation.
+#[inline]
+fn fresh(node: &NonNull<Node>) -> &Node {
+    // SAFETY: written by `store` and not published yet; nobody frees it, and
+    // `finish` writes to it only when all borrows are over.
+    unsafe { node.as_ref() }
+}
+
+/// What the parent of a new node says of it, but for the gap.
+#[inline]
+fn outline(node: NonNull<Node>) -> Child {
+    Child { start: fresh(&node).start(), end: fresh(&node).end(), gap: 0, node }
+}
+
+/// What the parent of a new node says of it.
+fn describe(node: NonNull<Node>) -> Child {
+    Child { gap: fresh(&node).max_gap(usize::MAX), ..outline(node) }
+}
+
+impl<'t> Edit<'t> {
+    /// Finds both paths, and retires what is on and between them.
+    fn descend(root: NodeRef<'t>, span: PageRange) -> Edit<'t> {
+        let (first, last) = (span.start().get(), span.end().get() - 1);
+        let step = Step { node: root, at: 0 };
+        let height = root.level() + 1;
+        let mut edit =
+            Edit { left: [step; MAX_HEIGHT], right: [step; MAX_HEIGHT], height, retired: Retired::new(), removed: 0 };
+        let (mut left, mut right) = (root, root);
+        for level in (1..height).rev() {
+            let i = rank(&left.inner().starts, first);
+            let j = rank(&right.inner().starts, last);
+            edit.left[level] = Step { node: left, at: i };
+            edit.right[level] = Step { node: right, at: j + 1 };
+            edit.retired.push(left.as_ptr());
+            if left.as_ptr() == right.as_ptr() {
+                (i + 1..j).for_each(|c| edit.retire_below(left.child(c)));
+            } else {
+                edit.retired.push(right.as_ptr());
+                (i + 1..left.len()).for_each(|c| edit.retire_below(left.child(c)));
+                (0..j).for_each(|c| edit.retire_below(right.child(c)));
+            }
+            (left, right) = (left.child(i), right.child(j));
+        }
+        let before = &left.leaf().ends[..left.len()];
+        let lo = before.iter().take_while(|&&end| end <= first).count();
+        let upto = &right.leaf().starts[..right.len()];
+        let hi = upto.iter().take_while(|&&start| start <= last).count();
+        edit.left[0] = Step { node: left, at: lo };
+        edit.right[0] = Step { node: right, at: hi };
+        edit.retired.push(left.as_ptr());
+        if left.as_ptr() == right.as_ptr() {
+            check_ends(&left, lo, hi, span);
+            edit.removed += hi - lo;
+        } else {
+            check_ends(&left, lo, left.len(), span);
+            check_ends(&right, 0, hi, span);
+            edit.retired.push(right.as_ptr());
+            edit.removed += left.len() - lo + hi;
+        }
+        edit
+    }
+
+    fn retire_below(&mut self, node: NodeRef<'t>) {
+        if node.level() == 0 {
+            self.removed += node.len();
+        } else {
+            (0..node.len()).for_each(|i| self.retire_below(node.child(i)));
+        }
+        self.retired.push(node.as_ptr());
+    }
+
+    /// Whether anything above `level` stays.
+    fn keeps_above(&self, level: usize) -> bool {
+        (level + 1..self.height).any(|l| self.left[l].at > 0 || self.right[l].at < self.right[l].node.len())
+    }
+
+    /// The new leaves.
+    fn leaves(&mut self, new: &[Entry<()>]) -> Made {
+        let (left, right) = (self.left[0], self.right[0]);
+        let len = left.at + new.len() + right.node.len() - right.at;
+        let mut items: SmallVec<[Entry<()>; 2 * LEAF_MAX + 4]> = SmallVec::new();
+        items.extend((0..left.at).map(|i| left.node.entry(i)));
+        items.extend_from_slice(new);
+        items.extend((right.at..right.node.len()).map(|i| right.node.entry(i)));
+        if len > 0 && len < LEAF_MIN {
+            match self.take_neighbour(0) {
+                Some((Side::Left, node)) => {
+                    items.insert_many(0, (0..node.len()).map(|i| node.entry(i)));
+                }
+                Some((Side::Right, node)) => items.extend((0..node.len()).map(|i| node.entry(i))),
+                None => {}
+            }
+        }
+        pack_leaves(&items)
+    }
+
+    /// The new nodes of `level`, whose new children are `made`. Where a single
+    /// child is left in the whole tree, that child, as the root to be.
+    fn inner(&mut self, level: usize, made: &[Child]) -> Made {
+        if level >= self.height {
+            return pack_inner(level, made);
+        }
+        let (left, right) = (self.left[level], self.right[level]);
+        if let [child] = *made
+            && left.node.as_ptr() == right.node.as_ptr()
+            && left.at + 1 == right.at
+        {
+            // One child for one child: the common case. If the node has too
+            // few children, it had before, and is the root.
+            return one(describe(store(&left.node, |node| node.set_child(left.at, child))));
+        }
+        let mut items: SmallVec<[Child; 2 * INNER_MAX + 4]> = SmallVec::new();
+        items.extend((0..left.at).map(|i| left.node.summary(i)));
+        items.extend_from_slice(made);
+        items.extend((right.at..right.node.len()).map(|i| right.node.summary(i)));
+        if !items.is_empty() && items.len() < INNER_MIN {
+            match self.take_neighbour(level) {
+                Some((Side::Left, node)) => {
+                    items.insert_many(0, (0..node.len()).map(|i| node.summary(i)));
+                }
+                Some((Side::Right, node)) => items.extend((0..node.len()).map(|i| node.summary(i))),
+                None if items.len() == 1 => return one(self.sole_child(items[0])),
+                None => {}
+            }
+        }
+        pack_inner(level, &items)
+    }
+
+    /// The tree loses a level, and a child that was kept becomes the root. It
+    /// is published already, so the root must be a copy.
+    fn sole_child(&mut self, child: Child) -> Child {
+        self.retired.push(child.node);
+        // SAFETY: a kept child, live until the mutation is done.
+        let node = store(unsafe { NodeRef::new(child.node) }.get(), |_| ());
+        Child { node, ..child }
+    }
+
+    /// Adds the node beside the run of `level` to the run, one with the same
+    /// parent if there is one. The caller takes its items in. `None` if the
+    /// run is the whole level.
+    fn take_neighbour(&mut self, level: usize) -> Option<(Side, NodeRef<'t>)> {
+        for above in level + 1..self.height {
+            let Step { node, at } = self.left[above];
+            if at > 0 {
+                self.left[above].at = at - 1;
+                let mut node = node.child(at - 1);
+                for l in (level + 1..above).rev() {
+                    let last = node.len() - 1;
+                    self.left[l] = Step { node, at: last };
+                    self.retired.push(node.as_ptr());
+                    node = node.child(last);
+                }
+                self.retired.push(node.as_ptr());
+                return Some((Side::Left, node));
+            }
+            let Step { node, at } = self.right[above];
+            if at < node.len() {
+                self.right[above].at = at + 1;
+                let mut node = node.child(at);
+                for l in (level + 1..above).rev() {
+                    self.right[l] = Step { node, at: 1 };
+                    self.retired.push(node.as_ptr());
+                    node = node.child(0);
+                }
+                self.retired.push(node.as_ptr());
+                return Some((Side::Right, node));
+            }
+        }
+        None
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Left,
+    Right,
+}
+
+fn one(child: Child) -> Made {
+    let mut made = Made::new();
+    made.push(child);
+    made
+}
+
+/// Splits `items` into as few runs of at most `max` as possible, of about equal length.
+fn runs<I>(mut items: &[I], max: usize) -> impl Iterator<Item = &[I]> {
+    let mut left = items.len().div_ceil(max);
+    std::iter::from_fn(move || {
+        let run = items.len().checked_div(left)?;
+        let (head, tail) = items.split_at(run);
+        (items, left) = (tail, left - 1);
+        Some(head)
+    })
+}
+
+fn pack_leaves(items: &[Entry<()>]) -> Made {
+    const EMPTY: &Node = &Node::empty(0);
+    runs(items, LEAF_MAX).map(|run| describe(store(EMPTY, |leaf| leaf.splice(0, 0, run)))).collect()
+}
+
+fn pack_inner(level: usize, items: &[Child]) -> Made {
+    assert!(level < MAX_HEIGHT, "the tree is too high");
+    let empty = Node::empty(level);
+    runs(items, INNER_MAX)
+        .map(|run| describe(store(&empty, |node| run.iter().for_each(|&child| node.push_child(child)))))
+        .collect()
+}

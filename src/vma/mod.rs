@@ -1,0 +1,364 @@
+//! VMAs: the objects, and the guards that say what may be done with one.
+//!
+//! A [`Vma`] lives in the type-safe slab of its lock scheme. A stale reader
+//! may hold a pointer to one at any time, whatever has become of it, so every
+//! field is an atomic and may be *looked at* under RCU; what a look is worth
+//! depends on what one holds, and the types carry that:
+//!
+//! | type | held | may |
+//! |---|---|---|
+//! | [`VmaRead`] | the VMA's read lock, or the mmap lock for reading | read fields, mark it faulted |
+//! | [`VmaRef`] | the mmap lock for writing | read fields |
+//! | [`VmaWrite`] | that, and the VMA's write lock | change range, flags, protection; detach |
+//! | [`VmaNew`] | a detached object of one's own | fill it in; attach it, once |
+//!
+//! There is no way to a `VmaWrite` but through
+//! [`MmapWrite`](crate::mm::MmapWrite), and attaching takes the `VmaNew` by
+//! value: the double attach of the seed's reply does not compile.
+
+mod flags;
+pub mod plan;
+
+pub use flags::VmaFlags;
+pub use plan::Segment;
+
+use crate::addr::{PageRange, VirtAddr};
+use crate::lock::LockScheme;
+use crate::mm::MmCore;
+use crate::mmap_lock;
+use crate::stats::{Counter, count};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// One mapping (`vm_area_struct`).
+///
+/// # Invariants
+/// Only the owner of the object writes its fields: one mutator that holds its
+/// address space's mmap lock for writing, and the VMA's write lock while the
+/// VMA is attached. Exceptions: `anon_vma` and `touched` go from unset to set
+/// under a read lock.
+#[repr(C, align(64))]
+pub struct Vma<S: LockScheme> {
+    /// First byte.
+    vm_start: AtomicUsize,
+    /// First byte after.
+    vm_end: AtomicUsize,
+    /// The address space the object belongs to, or last belonged to. Compared,
+    /// never dereferenced.
+    vm_mm: AtomicPtr<MmCore<S>>,
+    vm_flags: AtomicU64,
+    /// Identity of the anonymous pages, 0 before the first write fault
+    /// (`anon_vma`): decides about merges.
+    anon_vma: AtomicU64,
+    /// Raised for every new mapping; an oracle's number, no lock relies on it.
+    incarnation: AtomicU64,
+    /// `MmCore::id` of the last owner, 0 for an object never used.
+    owner_id: AtomicU64,
+    /// A fault may have made a page of the range present.
+    touched: AtomicBool,
+    /// What the lock scheme keeps; not touched by anything but the scheme.
+    pub(crate) lock: S::VmaLock,
+}
+
+impl<S: LockScheme> Vma<S> {
+    /// The slab constructor (`vm_area_ctor`).
+    pub(crate) fn construct() -> Vma<S> {
+        Vma {
+            vm_start: AtomicUsize::new(0),
+            vm_end: AtomicUsize::new(0),
+            vm_mm: AtomicPtr::new(std::ptr::null_mut()),
+            vm_flags: AtomicU64::new(0),
+            anon_vma: AtomicU64::new(0),
+            incarnation: AtomicU64::new(0),
+            owner_id: AtomicU64::new(0),
+            touched: AtomicBool::new(false),
+            lock: S::new_vma_lock(),
+        }
+    }
+
+    // All loads and stores of these fields are Relaxed: the lock that makes
+    // them worth something orders them (see the lock scheme).
+
+    /// The address space, for comparison only.
+    #[inline]
+    pub(crate) fn vm_mm(&self) -> *const MmCore<S> {
+        self.vm_mm.load(Ordering::Relaxed)
+    }
+
+    /// Whether the range holds `addr` just now; settled only under a lock.
+    #[inline]
+    pub(crate) fn range_now_contains(&self, addr: VirtAddr) -> bool {
+        self.vm_start.load(Ordering::Relaxed) <= addr.get() && addr.get() < self.vm_end.load(Ordering::Relaxed)
+    }
+
+    fn range(&self) -> PageRange {
+        PageRange::new(VirtAddr(self.vm_start.load(Ordering::Relaxed)), VirtAddr(self.vm_end.load(Ordering::Relaxed)))
+    }
+
+    fn flags(&self) -> VmaFlags {
+        VmaFlags::from_bits_retain(self.vm_flags.load(Ordering::Relaxed))
+    }
+
+    fn segment(&self) -> Segment {
+        Segment { range: self.range(), flags: self.flags(), anon_vma: self.anon_vma.load(Ordering::Relaxed) }
+    }
+
+    fn store_segment(&self, segment: &Segment, touched: bool) {
+        self.vm_start.store(segment.range.start().get(), Ordering::Relaxed);
+        self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
+        self.vm_flags.store(segment.flags.bits(), Ordering::Relaxed);
+        self.anon_vma.store(segment.anon_vma, Ordering::Relaxed);
+        self.touched.store(touched, Ordering::Relaxed);
+    }
+}
+
+/// How a [`VmaRead`] keeps its VMA.
+pub(crate) enum Hold<'m> {
+    /// By the VMA's own read lock (`FAULT_FLAG_VMA_LOCK`).
+    Vma,
+    /// By the mmap lock.
+    Mmap(#[allow(dead_code, reason = "held for its Drop")] mmap_lock::ReadGuard<'m>),
+}
+
+/// A VMA that cannot change or go away while this lives.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct VmaRead<'m, S: LockScheme> {
+    vma: NonNull<Vma<S>>,
+    hold: Hold<'m>,
+    _mm: PhantomData<&'m MmCore<S>>,
+}
+
+impl<S: LockScheme> Drop for VmaRead<'_, S> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Hold::Vma = self.hold {
+            S::vma_end_read(self.vma);
+        }
+    }
+}
+
+impl<'m, S: LockScheme> VmaRead<'m, S> {
+    /// # Safety
+    /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so.
+    #[inline]
+    pub(crate) unsafe fn new(vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
+        VmaRead { vma, hold, _mm: PhantomData }
+    }
+
+    #[inline]
+    fn vma(&self) -> &Vma<S> {
+        // SAFETY: by `new`'s contract the object is attached while we live.
+        unsafe { self.vma.as_ref() }
+    }
+
+    /// Whether the VMA's own lock is held, not the mmap lock.
+    #[inline]
+    pub fn is_vma_lock(&self) -> bool {
+        matches!(self.hold, Hold::Vma)
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> PageRange {
+        self.vma().range()
+    }
+
+    /// The flags.
+    #[inline]
+    pub fn flags(&self) -> VmaFlags {
+        self.vma().flags()
+    }
+
+    /// The incarnation: what a stamped page carries.
+    #[inline]
+    pub fn incarnation(&self) -> u64 {
+        self.vma().incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Identity of the anonymous pages, 0 if no page was written yet.
+    #[inline]
+    pub fn anon_vma(&self) -> u64 {
+        self.vma().anon_vma.load(Ordering::Relaxed)
+    }
+
+    /// Sets `anon_vma` unless another fault has.
+    pub(crate) fn set_anon_vma(&self, id: u64) {
+        // Relaxed: read under this VMA's locks only.
+        let _ = self.vma().anon_vma.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Notes that a page may be present from now on. Writes at most once.
+    #[inline]
+    pub(crate) fn set_touched(&self) {
+        if !self.vma().touched.load(Ordering::Relaxed) {
+            self.vma().touched.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An attached VMA, seen with the mmap lock held for writing.
+pub struct VmaRef<'w, S: LockScheme> {
+    vma: NonNull<Vma<S>>,
+    _mmap_write: PhantomData<&'w MmCore<S>>,
+}
+
+impl<S: LockScheme> Clone for VmaRef<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: LockScheme> Copy for VmaRef<'_, S> {}
+
+impl<'w, S: LockScheme> VmaRef<'w, S> {
+    /// # Safety
+    /// `vma` is attached to an mm whose mmap lock is held, for reading or
+    /// writing, for `'w`.
+    pub(crate) unsafe fn new(vma: NonNull<Vma<S>>) -> VmaRef<'w, S> {
+        VmaRef { vma, _mmap_write: PhantomData }
+    }
+
+    fn vma(&self) -> &'w Vma<S> {
+        // SAFETY: by `new`'s contract; attached VMAs are only freed under the
+        // mmap lock held for writing, by a `VmaWrite` that is detached.
+        unsafe { self.vma.as_ref() }
+    }
+
+    /// What the VMA is.
+    pub fn segment(&self) -> Segment {
+        self.vma().segment()
+    }
+
+    /// The incarnation.
+    pub fn incarnation(&self) -> u64 {
+        self.vma().incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the VMA's readers and keeps new ones out until the mmap lock
+    /// is released or downgraded (`vma_start_write`). `mm` is the write-locked
+    /// mm that the VMA is attached to.
+    pub(crate) fn start_write(self, mm: &'w MmCore<S>) -> VmaWrite<'w, S> {
+        S::vma_start_write(mm, self.vma());
+        VmaWrite { vma: self.vma, mm }
+    }
+
+    /// Checks what holds for an attached VMA at rest.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub(crate) fn validate(&self, mm: &MmCore<S>) {
+        let vma = self.vma();
+        assert!(S::is_attached(vma), "VMA {:?} in the tree is not attached", vma.range());
+        assert!(std::ptr::eq(vma.vm_mm(), mm), "VMA {:?} in the tree belongs to another mm", vma.range());
+        assert_eq!(S::readers(vma), 0, "VMA {:?} has readers at rest", vma.range());
+    }
+}
+
+/// A VMA that only the caller may look into.
+pub struct VmaWrite<'w, S: LockScheme> {
+    vma: NonNull<Vma<S>>,
+    mm: &'w MmCore<S>,
+}
+
+impl<'w, S: LockScheme> VmaWrite<'w, S> {
+    fn vma(&self) -> &'w Vma<S> {
+        // SAFETY: attached and write-locked, and `self` is the only handle.
+        unsafe { self.vma.as_ref() }
+    }
+
+    /// The object, for the tree.
+    pub(crate) fn as_ptr(&self) -> NonNull<Vma<S>> {
+        self.vma
+    }
+
+    /// Changes what the VMA is.
+    pub(crate) fn set_segment(&mut self, segment: &Segment, touched: bool) {
+        self.vma().store_segment(segment, touched);
+    }
+
+    /// The VMA's range, if a page of it may be present. Only the write lock
+    /// settles that: faults change it under the read lock.
+    pub(crate) fn touched(&self) -> Option<PageRange> {
+        self.vma().touched.load(Ordering::Relaxed).then(|| self.vma().range())
+    }
+
+    /// Gives the VMA the next incarnation.
+    pub(crate) fn renew(&mut self) -> u64 {
+        let incarnation = self.mm.next_incarnation();
+        self.vma().incarnation.store(incarnation, Ordering::Relaxed);
+        incarnation
+    }
+
+    /// Takes the VMA out of use (`vma_mark_detached`). Its tree entry must
+    /// already be gone, or go in this write section.
+    pub(crate) fn detach(self) -> VmaNew<'w, S> {
+        S::vma_mark_detached(self.vma());
+        VmaNew { vma: self.vma, mm: self.mm }
+    }
+}
+
+/// A detached object of one's own: fresh from the slab (`vm_area_alloc`), or
+/// just detached. Dropping it frees it (`vm_area_free`); it may be in use
+/// again, elsewhere, before the drop returns.
+pub struct VmaNew<'w, S: LockScheme> {
+    vma: NonNull<Vma<S>>,
+    mm: &'w MmCore<S>,
+}
+
+impl<'w, S: LockScheme> VmaNew<'w, S> {
+    /// Takes an object from the slab for `mm`, whose mmap lock is write-held.
+    /// `None`: out of memory.
+    ///
+    /// This is `vm_area_dup`, too: a VMA is made from its [`Segment`], field by
+    /// field. The lock, `detached` in particular, is never copied (S-A).
+    pub(crate) fn alloc(mm: &'w MmCore<S>, segment: &Segment) -> Option<VmaNew<'w, S>> {
+        let new = VmaNew { vma: S::slab().alloc()?, mm };
+        let vma = new.vma();
+        debug_assert!(!S::is_attached(vma), "object from the slab is attached");
+        count(Counter::VmaAllocated);
+        match vma.owner_id.load(Ordering::Relaxed) {
+            0 => {}
+            last => {
+                count(Counter::VmaReused);
+                if last != mm.id() {
+                    count(Counter::VmaReusedOtherMm);
+                }
+            }
+        }
+        vma.owner_id.store(mm.id(), Ordering::Relaxed);
+        vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
+        vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
+        vma.store_segment(segment, false);
+        Some(new)
+    }
+
+    fn vma(&self) -> &'w Vma<S> {
+        // SAFETY: the object is ours, and slab memory is valid while it is.
+        unsafe { self.vma.as_ref() }
+    }
+
+    /// The incarnation.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.vma().incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Notes that pages of the range may be present: they were another VMA's.
+    pub(crate) fn set_touched(&mut self) {
+        self.vma().touched.store(true, Ordering::Relaxed);
+    }
+
+    /// Puts the VMA into use, write-locked (`vma_mark_attached`).
+    pub(crate) fn attach(self) -> VmaWrite<'w, S> {
+        S::vma_mark_attached(self.mm, self.vma());
+        let write = VmaWrite { vma: self.vma, mm: self.mm };
+        std::mem::forget(self);
+        write
+    }
+}
+
+impl<S: LockScheme> Drop for VmaNew<'_, S> {
+    fn drop(&mut self) {
+        debug_assert!(!S::is_attached(self.vma()));
+        // SAFETY: detached and ours; a detached object refuses stale readers.
+        unsafe { S::slab().free(self.vma) };
+    }
+}

@@ -1,0 +1,86 @@
+//! [`Faults`]: an address space over userfaultfd, whose accesses are real loads
+//! and stores (`sigbus` and `queue` delivery). The only file that knows the
+//! names of the fault handler's crate.
+#![allow(unsafe_code)]
+
+use super::{SlabUse, Target};
+use crate::RunError;
+use vmalab::Errno;
+use vmalab::addr::{PageRange, VirtAddr};
+use vmalab::fault::Signal;
+use vmalab::lock::LockScheme;
+use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::mmu::Mmu;
+use vmalab::pager::AnyPager;
+use vmalab_fault_handler::{AddressSpace, Delivery, access};
+
+/// An address space with real page faults.
+pub(crate) struct Faults<S: LockScheme> {
+    space: AddressSpace<S>,
+    range: PageRange,
+}
+
+impl<S: LockScheme> Faults<S> {
+    /// An empty one. `handlers`: threads of `queue` delivery; `None`: `sigbus`.
+    pub(crate) fn new(bytes: usize, handlers: Option<usize>, pager: AnyPager) -> Result<Faults<S>, RunError> {
+        let delivery = match handlers {
+            None => Delivery::Sigbus,
+            Some(handlers) => Delivery::Queue { handlers, polling: false },
+        };
+        let space = AddressSpace::builder().region(bytes).delivery(delivery).pager(pager).build();
+        let space = space.map_err(|error| RunError::Unsupported(error.to_string()))?;
+        let range = space.mm().mmu().range();
+        Ok(Faults { space, range })
+    }
+
+    /// The address as the access routines take it.
+    #[inline]
+    fn inside(&self, addr: VirtAddr) -> usize {
+        assert!(self.range.contains(addr) && addr.get().is_multiple_of(8));
+        addr.get()
+    }
+}
+
+impl<S: LockScheme> Target for Faults<S> {
+    fn map(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
+        self.space.mm().map(addr, len, prot, flags)
+    }
+
+    fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        self.space.mm().munmap(addr, len)
+    }
+
+    fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
+        self.space.mm().mprotect(addr, len, prot)
+    }
+
+    #[inline]
+    fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {
+        // SAFETY: inside the region that `space` serves as long as it lives, and
+        // the threads of a run do not block SIGBUS. No reference into the region
+        // is ever made.
+        unsafe { access::load_u64(self.inside(addr)) }
+    }
+
+    #[inline]
+    fn store(&self, addr: VirtAddr, value: u64) -> Result<(), Signal> {
+        // SAFETY: as in `load`.
+        unsafe { access::store_u64(self.inside(addr), value) }
+    }
+
+    fn range(&self) -> PageRange {
+        self.range
+    }
+
+    fn id(&self) -> u64 {
+        self.space.mm().id()
+    }
+
+    fn slab(&self) -> Option<SlabUse> {
+        Some(SlabUse::of(S::slab()))
+    }
+
+    fn validate(&self) {
+        self.space.mm().validate();
+    }
+}

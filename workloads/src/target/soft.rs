@@ -1,0 +1,74 @@
+//! [`Soft`]: an [`Mm`] whose accesses are direct calls (`software` delivery).
+
+use super::{SlabUse, Target};
+use crate::RunError;
+use vmalab::Errno;
+use vmalab::addr::{PageRange, VirtAddr};
+use vmalab::fault::Signal;
+use vmalab::lock::LockScheme;
+use vmalab::mm::{MapFlags, Mapping, Mm, Prot};
+use vmalab::mmu::Mmu;
+use vmalab::mmu::soft::SoftMmu;
+use vmalab::pager::{AnyPager, Stamp};
+
+/// An address space over [`SoftMmu`], reached through `Mm::read` and `Mm::write`.
+pub(crate) struct Soft<S: LockScheme>(Mm<S, SoftMmu, AnyPager>);
+
+impl<S: LockScheme> Soft<S> {
+    /// An empty one.
+    pub(crate) fn new(bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
+        match SoftMmu::new(bytes) {
+            Ok(mmu) => Ok(Soft(Mm::new(mmu, pager))),
+            Err(error) => Err(RunError::Unsupported(format!(
+                "no room for an address space of {bytes} bytes ({error:?}): ask for less with --region, or fewer \
+                 address spaces"
+            ))),
+        }
+    }
+}
+
+impl<S: LockScheme> Target for Soft<S> {
+    fn map(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
+        self.0.map(addr, len, prot, flags)
+    }
+
+    fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        self.0.munmap(addr, len)
+    }
+
+    fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
+        self.0.mprotect(addr, len, prot)
+    }
+
+    fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {
+        let mut word = [0; 8];
+        self.0.read(addr, &mut word).map_err(|error| error.signal)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    fn store(&self, addr: VirtAddr, value: u64) -> Result<(), Signal> {
+        self.0.write(addr, &value.to_ne_bytes()).map_err(|error| error.signal)
+    }
+
+    fn stamp(&self, page: VirtAddr) -> Result<Stamp, Signal> {
+        let mut bytes = [0; 24];
+        self.0.read(page, &mut bytes).map_err(|error| error.signal)?;
+        Ok(Stamp::from_bytes(&bytes))
+    }
+
+    fn range(&self) -> PageRange {
+        self.0.mmu().range()
+    }
+
+    fn id(&self) -> u64 {
+        self.0.id()
+    }
+
+    fn slab(&self) -> Option<SlabUse> {
+        Some(SlabUse::of(S::slab()))
+    }
+
+    fn validate(&self) {
+        self.0.validate();
+    }
+}
