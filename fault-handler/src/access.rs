@@ -98,6 +98,14 @@ pub(crate) fn fixup_for(rip: usize) -> Option<usize> {
     (start <= rip && rip < end).then(|| (&raw const vmalab_access_fixup).addr())
 }
 
+/// The addresses that the instruction at `rip`, in a routine of this module,
+/// is about to access: RDI holds the address, and for a copy RSI the other one.
+#[inline]
+pub(crate) fn operands(rip: usize, rdi: usize, rsi: usize) -> [usize; 2] {
+    let copies = rip >= (vmalab_copy as *const ()).addr();
+    [rdi, if copies { rsi } else { rdi }]
+}
+
 /// The number that stands for `signal` in RAX.
 pub(crate) const fn signal_code(signal: Signal) -> u64 {
     match signal {

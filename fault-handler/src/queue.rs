@@ -11,9 +11,6 @@
 //! Before Linux 5.18 (EXACT_ADDRESS) messages name the page only, and so does
 //! `si_addr` of the signal.
 //!
-//! Before Linux 5.18 (EXACT_ADDRESS) messages name the page only, and so does
-//! `si_addr` of the signal.
-//!
 //! # Threads that cannot take the signal
 //!
 //! A thread that blocks or ignores SIGBUS would wait for ever: as with a real

@@ -23,7 +23,7 @@
 //! The SIGSEGV handler runs on the alternate stack if the previous one did:
 //! stack overflows are still reported.
 
-use crate::access::{fixup_for, signal_code};
+use crate::access::{fixup_for, operands, signal_code};
 use crate::registry::{self, Found};
 use crate::siginfo::{self, Queued, SigInfo};
 use nix::errno::Errno;
@@ -127,6 +127,15 @@ impl Context {
 
     fn rip(&self) -> usize {
         self.register(libc::REG_RIP) as usize
+    }
+
+    /// All general registers in one number: an instruction that is repeated
+    /// finds them as they were, and so accesses the same address.
+    fn fingerprint(&self) -> u64 {
+        // R8 to RIP: the first 17 registers of the context.
+        (libc::REG_R8..=libc::REG_RIP).fold(0, |sum: u64, which| {
+            (sum.rotate_left(7) ^ self.register(which) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        })
     }
 
     /// Goes on at `rip` with `rax`.
@@ -235,11 +244,13 @@ fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &
 struct Repeated {
     rip: usize,
     addr: usize,
+    /// [`Context::fingerprint`].
+    registers: u64,
     /// The serial that the thread drew then.
     serial: u32,
 }
 
-const NOTHING: Repeated = Repeated { rip: 0, addr: 0, serial: 0 };
+const NOTHING: Repeated = Repeated { rip: 0, addr: 0, registers: 0, serial: 0 };
 
 thread_local! {
     /// Const-initialised and without destructor: async-signal-safe.
@@ -261,12 +272,18 @@ pub(crate) fn serial() -> u32 {
 /// A signal sent by a handler thread may come late: the access may have gone
 /// through meanwhile, or a third party's signal may have interrupted the wait,
 /// so that the fault was repeated and reported twice, or that its handler runs
-/// now. Such a signal must not hit whatever the thread does now, so it counts
-/// only if
+/// now. Such a signal must not hit whatever the thread does now.
+///
+/// In a routine of [`access`](crate::access) the registers tell what is about
+/// to be accessed. If it is the page that the signal is about, then, late or
+/// not, a fault there may be judged now.
+///
+/// Elsewhere the signal counts only if
 ///
 /// - the interrupted context is the one that the handler thread saw waiting,
 ///   by instruction and stack pointer (if /proc tells);
-/// - it was refused once before, for the same instruction and address, and its
+/// - it was refused once before, for the same instruction, address and
+///   contents of all registers, and its
 ///   message was read after that: the instruction, repeated, faulted on that
 ///   address. (A message unread when its thread leaves the wait vanishes, so
 ///   one read after a judgement is not of a wait before it.)
@@ -279,13 +296,19 @@ pub(crate) fn serial() -> u32 {
 fn confirmed(fault: &Fault, context: &Context) -> bool {
     let Some(queued) = &fault.queued else { return true };
     let (last, rip, addr) = (REPEATED.get(), context.rip(), fault.addr.get());
+    if fixup_for(rip).is_some() {
+        let register = |which| context.register(which) as usize;
+        let operands = operands(rip, register(libc::REG_RDI), register(libc::REG_RSI));
+        return operands.iter().any(|&operand| VirtAddr(operand).page() == fault.addr.page());
+    }
     // Leaves the memory as it is: it must not make the next report, already on
     // its way, look old.
     let elsewhere = queued.rip != rip || queued.rsp != context.register(libc::REG_RSP) as usize;
     if queued.rip != 0 && elsewhere {
         return false;
     }
-    let same = last.rip == rip && last.addr == addr;
+    let registers = context.fingerprint();
+    let same = last.rip == rip && last.addr == addr && last.registers == registers;
     let sure = same && queued.serial.wrapping_sub(last.serial) < u32::MAX / 2;
     if same && !sure {
         // An older report of the access that was just told to repeat. Drawing a
@@ -295,7 +318,7 @@ fn confirmed(fault: &Fault, context: &Context) -> bool {
     // SeqCst: pairs with `serial`.
     let serial = SERIAL.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
     let (rip, addr) = if sure { (0, 0) } else { (rip, addr) };
-    REPEATED.set(Repeated { rip, addr, serial });
+    REPEATED.set(Repeated { rip, addr, registers, serial });
     sure
 }
 
