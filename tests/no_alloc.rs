@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use vmalab::addr::{PAGE_SIZE, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::lock::{LockScheme, MmapOnly, TypeSafe};
+use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::mm::{MapFlags, Prot};
 use vmalab::pager::AnyPager;
 use vmalab_fault_handler::access::{load_u64, store_u64};
@@ -107,6 +107,8 @@ fn the_fault_path_does_not_allocate() {
         for announced in [true, false] {
             check::<TypeSafe>(delivery, announced);
             check::<MmapOnly>(delivery, announced);
+            check::<Rcu>(delivery, announced);
+            check::<RefCount>(delivery, announced);
         }
     }
     // The watch works: an allocation in between is seen.

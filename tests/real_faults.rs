@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::lock::{LockScheme, MmapOnly, TypeSafe};
+use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::mm::{MapFlags, Prot};
 use vmalab::pager::{AnyPager, Stamp};
 use vmalab::stats::{Counter, Snapshot};
@@ -43,12 +43,16 @@ macro_rules! for_each_delivery {
             $(#[test] fn $test() {
                 super::$test::<super::TypeSafe>(super::Delivery::Sigbus);
                 super::$test::<super::MmapOnly>(super::Delivery::Sigbus);
+                super::$test::<super::Rcu>(super::Delivery::Sigbus);
+                super::$test::<super::RefCount>(super::Delivery::Sigbus);
             })*
         }
         mod queue {
             $(#[test] fn $test() {
                 super::$test::<super::TypeSafe>(super::Delivery::Queue { handlers: 2, polling: false });
                 super::$test::<super::MmapOnly>(super::Delivery::Queue { handlers: 1, polling: false });
+                super::$test::<super::Rcu>(super::Delivery::Queue { handlers: 1, polling: false });
+                super::$test::<super::RefCount>(super::Delivery::Queue { handlers: 2, polling: false });
             })*
         }
     };

@@ -18,6 +18,11 @@ struct LockInfo {
 fn info(lock: Lock) -> LockInfo {
     let (summary, source) = match lock {
         Lock::Mmap => ("every fault takes the mmap lock for reading: the baseline", "Linux up to 6.3"),
+        Lock::Rcu => ("a fault read-locks its VMA; VMAs are freed after a grace period", "Linux 6.4"),
+        Lock::RefCount => (
+            "a fault takes a reference to its VMA; VMAs are reused at once",
+            "Linux 6.15 and later, with the fix of CVE-2025-38554",
+        ),
         Lock::TypeSafe => (
             "a fault read-locks its VMA; VMAs are reused at once (SLAB_TYPESAFE_BY_RCU)",
             "'move per-vma lock into vm_area_struct', v3, November 2024",

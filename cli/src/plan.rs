@@ -6,8 +6,6 @@ use crate::names::unknown;
 use crate::units;
 use vmalab_workloads::{Backend, Delivery, Lock, StressConfig};
 
-/// Lock schemes of the contract that this build lacks.
-const LATER_LOCKS: [&str; 2] = ["rcu", "refcount"];
 /// Most addresses that a run may reserve. A process has 128T, and beside each
 /// region lies its twin.
 const MOST_ADDRESSES: u64 = 32 << 40;
@@ -122,12 +120,6 @@ fn lock(name: &str) -> Result<Lock, Failure> {
         return Ok(lock);
     }
     let known: Vec<&str> = Lock::ALL.iter().map(|lock| lock.name()).collect();
-    if LATER_LOCKS.contains(&name) {
-        return Err(Failure::cannot(format!(
-            "the lock '{name}' is not in this build yet; it has {}",
-            known.join(" and ")
-        )));
-    }
     Err(unknown("lock", name, &known))
 }
 

@@ -41,8 +41,6 @@ fn commands_that_come_later_say_so() {
         &["run", "--", "ls"],
         &["compare", "app-start", "--html", "x.html"],
         &["stress", "app-start", "--adversary"],
-        &["stress", "app-start", "--lock", "rcu"],
-        &["compare", "app-start", "--locks", "mmap,refcount"],
     ] {
         let out = vmalab(args);
         assert_eq!((out.status, out.stdout.as_str()), (3, ""), "{args:?}");

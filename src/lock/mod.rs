@@ -6,7 +6,9 @@
 //! | scheme | generation | a fault holds | a freed VMA is reused |
 //! |---|---|---|---|
 //! | [`MmapOnly`] | Linux <= 6.3, the baseline | the mmap lock, for reading | at once |
+//! | [`Rcu`] | Linux 6.4 | the VMA's own lock | after a grace period |
 //! | [`TypeSafe`] | the seed, November 2024 | the VMA's own lock | at once |
+//! | [`RefCount`] | Linux 6.15 and later | a reference to the VMA | at once |
 //!
 //! Who calls what: the fault path ([`crate::fault`]) calls
 //! [`lock_vma_under_rcu`](LockScheme::lock_vma_under_rcu) and
@@ -15,9 +17,13 @@
 //! carry the rules (invariants I1-I15 of the kernel lineage) in their types.
 
 mod mmap;
+mod rcu;
+mod refcount;
 mod typesafe;
 
 pub use mmap::MmapOnly;
+pub use rcu::Rcu;
+pub use refcount::RefCount;
 pub use typesafe::TypeSafe;
 
 use crate::addr::VirtAddr;
@@ -26,6 +32,9 @@ use crate::slab::Slab;
 use crate::stats::Counter;
 use crate::vma::Vma;
 use std::ptr::NonNull;
+
+/// Walks repeated for detached VMAs before a fault takes the mmap lock.
+const MISS_MAX: u32 = 16;
 
 /// Why a lookup gave no locked VMA. The fault falls back to the mmap lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +75,7 @@ impl Abort {
 /// Fields of a VMA are atomics and its memory is type-stable, so a scheme that
 /// gets this wrong gives wrong answers, not undefined behaviour: the trait is
 /// safe, and a mutant of it can be run.
-pub trait LockScheme: Sized + Send + Sync + 'static {
+pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     /// The name that `--lock` takes.
     const NAME: &'static str;
     /// Whether faults look VMAs up without the mmap lock. If not, tree nodes
@@ -91,7 +100,7 @@ pub trait LockScheme: Sized + Send + Sync + 'static {
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort>;
 
     /// Releases what `lock_vma_under_rcu` took. Async-signal-safe.
-    fn vma_end_read(vma: NonNull<Vma<Self>>);
+    unsafe fn vma_end_read(vma: NonNull<Vma<Self>>);
 
     /// Write-locks an attached VMA until the mmap lock is released or
     /// downgraded: waits for its readers and keeps new ones out. The caller
@@ -101,6 +110,21 @@ pub trait LockScheme: Sized + Send + Sync + 'static {
     /// Makes a finished VMA findable, write-locked. Waits for stale readers of
     /// the object's former lives. The caller holds the mmap lock for writing.
     fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>);
+
+    /// Prepares the lock of a detached object for a new life, if the scheme
+    /// keeps anything that must not last (`vma_lock_init`). Stale readers may be
+    /// at it.
+    fn vma_init(_vma: &Vma<Self>) {}
+
+    /// Gives a detached object back (`vm_area_free`).
+    ///
+    /// # Safety
+    /// The object came from [`slab`](LockScheme::slab), is detached, in no
+    /// tree, and the caller's.
+    unsafe fn vma_free(vma: NonNull<Vma<Self>>) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::slab().free(vma) };
+    }
 
     /// Takes a write-locked VMA out of use; afterwards no reader can lock it.
     fn vma_mark_detached(vma: &Vma<Self>);

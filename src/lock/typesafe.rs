@@ -60,7 +60,7 @@
 //! - R12, wrapped numbers: an accidental equality refuses readers (they fall
 //!   back), and is never taken as leave to skip draining.
 
-use super::{Abort, LockScheme};
+use super::{Abort, LockScheme, MISS_MAX};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::rcu;
@@ -75,8 +75,6 @@ pub enum TypeSafe {}
 
 static VM_AREA_CACHEP: Slab<Vma<TypeSafe>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
 
-/// Walks repeated for detached VMAs before a fault takes the mmap lock.
-const MISS_MAX: u32 = 16;
 /// Looks at `sem` before its writer sleeps.
 const SPINS: u32 = 200;
 
@@ -87,7 +85,8 @@ pub struct VmaLock {
     detached: AtomicBool,
 }
 
-impl LockScheme for TypeSafe {
+// SAFETY: x
+unsafe impl LockScheme for TypeSafe {
     const NAME: &'static str = "typesafe";
     const PER_VMA: bool = true;
     type VmaLock = VmaLock;
@@ -131,7 +130,7 @@ impl LockScheme for TypeSafe {
     }
 
     #[inline]
-    fn vma_end_read(vma: NonNull<Vma<Self>>) {
+    unsafe fn vma_end_read(vma: NonNull<Vma<Self>>) {
         // Once the count is down the owner may free the object, and its page:
         // the section keeps the memory for the wake-up that may follow.
         let _section = rcu::read();
@@ -169,7 +168,7 @@ impl LockScheme for TypeSafe {
     }
 
     fn readers(vma: &Vma<Self>) -> u32 {
-        vma.lock.sem.word.load(Ordering::Relaxed) & VmaSem::READERS
+        vma.lock.sem.readers()
     }
 }
 
@@ -197,7 +196,7 @@ fn start_read(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>) -> Result<(), Abort> {
 /// The rwsem of a VMA: readers never wait, and there is at most one writer,
 /// the object's owner. Outlives its object: stale readers may add and subtract
 /// at any time.
-struct VmaSem {
+pub(super) struct VmaSem {
     /// Bits 0..30: readers. Bit 30: the writer sleeps until they are gone.
     /// Bit 31: a writer drains or holds.
     word: AtomicU32,
@@ -208,12 +207,17 @@ impl VmaSem {
     const SLEEPER: u32 = 1 << 30;
     const WRITER: u32 = 1 << 31;
 
-    const fn new() -> VmaSem {
+    pub(super) const fn new() -> VmaSem {
         VmaSem { word: AtomicU32::new(0) }
     }
 
+    /// Readers inside, at this moment.
+    pub(super) fn readers(&self) -> u32 {
+        self.word.load(Ordering::Relaxed) & Self::READERS
+    }
+
     #[inline]
-    fn try_down_read(&self) -> bool {
+    pub(super) fn try_down_read(&self) -> bool {
         // Acquire: pairs with the Release in `up_write`. Adding first and
         // looking afterwards costs one locked instruction, as in the kernel;
         // a writer that drains sees at worst a guest that leaves at once.
@@ -226,7 +230,7 @@ impl VmaSem {
     }
 
     #[inline]
-    fn up_read(&self) {
+    pub(super) fn up_read(&self) {
         // Release: pairs with the Acquire in `down_write`.
         let before = self.word.fetch_sub(1, Ordering::Release);
         debug_assert!(before & Self::READERS != 0, "VMA read lock released twice");
@@ -236,7 +240,7 @@ impl VmaSem {
     }
 
     /// Keeps readers out and waits until those inside have left.
-    fn down_write(&self) {
+    pub(super) fn down_write(&self) {
         // Acquire: pairs with the Release in `up_read`, also in the loop below.
         let before = self.word.fetch_or(Self::WRITER, Ordering::Acquire);
         assert!(before & Self::WRITER == 0, "VMA with two owners");
@@ -258,7 +262,7 @@ impl VmaSem {
         }
     }
 
-    fn up_write(&self) {
+    pub(super) fn up_write(&self) {
         // Release: pairs with the Acquire in `try_down_read`.
         self.word.fetch_and(!(Self::WRITER | Self::SLEEPER), Ordering::Release);
     }

@@ -1,6 +1,7 @@
 //! [`MmCore`]: what an address space is to its locks; [`MmapWrite`] and
 //! [`MmapRead`]: the mmap lock, held.
 
+use super::count::MmCount;
 use crate::addr::{PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::mmap_lock::{self, MmapLock};
@@ -18,6 +19,10 @@ pub struct MmCore<S: LockScheme> {
     /// Read by every fault; its root changes with every operation.
     pub(crate) tree: VmaTree<Vma<S>>,
     pub(crate) mmap_lock: CachePadded<MmapLock>,
+    /// Raised to wake the writer that waits for readers of a VMA: there is at
+    /// most one, as it holds the mmap lock (`vma_writer_wait`; used by `refcount`).
+    pub(crate) vma_writer_wait: AtomicU32,
+    pub(super) count: MmCount,
     id: u64,
     map_count: AtomicUsize,
     map_count_max: AtomicUsize,
@@ -36,6 +41,8 @@ impl<S: LockScheme> MmCore<S> {
             mm_lock_seq: CachePadded::new(AtomicU32::new(0)),
             tree: VmaTree::new(reclaim),
             mmap_lock: CachePadded::new(MmapLock::new()),
+            vma_writer_wait: AtomicU32::new(0),
+            count: MmCount::new::<S>(),
             id: IDS.fetch_add(1, Ordering::Relaxed) + 1,
             map_count: AtomicUsize::new(0),
             map_count_max: AtomicUsize::new(MAP_COUNT_MAX),
@@ -300,10 +307,10 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
 /// VMAs out of use; freed when dropped.
 pub(crate) type Detached<'w, S> = SmallVec<[VmaNew<'w, S>; 4]>;
 
-impl<S: LockScheme> Drop for MmCore<S> {
-    /// `exit_mmap`: every VMA is detached, stale foreign readers waited for,
-    /// and returned to the slab.
-    fn drop(&mut self) {
+impl<S: LockScheme> MmCore<S> {
+    /// Every VMA is detached, stale foreign readers waited for, and returned to
+    /// the slab (`exit_mmap`). No fault or operation runs any more.
+    pub(super) fn exit_mmap(&self) {
         {
             let mut write = self.mmap_write();
             let all = write.snapshot().iter().map(|e| e.range).fold(None, |all: Option<PageRange>, r| {
@@ -319,9 +326,7 @@ impl<S: LockScheme> Drop for MmCore<S> {
         assert_eq!(self.map_count(), 0, "mappings left behind at exit");
         rcu::poll();
     }
-}
 
-impl<S: LockScheme> MmCore<S> {
     /// See [`Mm::validate`](crate::mm::Mm::validate).
     pub(crate) fn validate(&self, bounds: PageRange) {
         let read = self.mmap_read();

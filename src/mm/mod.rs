@@ -13,6 +13,7 @@
 //! `mmap_min_addr`) to its end (`TASK_SIZE`).
 
 mod core;
+mod count;
 mod maps;
 #[allow(clippy::module_inception, reason = "the file of the mmap call")]
 mod mmap;
@@ -110,8 +111,8 @@ pub struct Mapping {
 /// ones serialise on the mmap lock. They must not be called from a signal
 /// handler. A handler that interrupts one of them must not touch the region.
 pub struct Mm<S: LockScheme, M: Mmu, P: Pager> {
-    // Boxed: VMAs remember where their mm is.
-    core: Box<MmCore<S>>,
+    // Apart: VMAs remember where their mm is, and may outlive it for a moment.
+    core: count::MmOwner<S>,
     mmu: M,
     pager: P,
 }
@@ -123,7 +124,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// If the `Mmu`'s range is empty.
     pub fn new(mmu: M, pager: P) -> Self {
         assert!(!mmu.range().is_empty());
-        Mm { core: Box::new(MmCore::new()), mmu, pager }
+        Mm { core: count::MmOwner::new(), mmu, pager }
     }
 
     /// The part that the lock scheme knows.

@@ -133,7 +133,8 @@ impl<S: LockScheme> Drop for VmaRead<'_, S> {
     #[inline]
     fn drop(&mut self) {
         if let Hold::Vma = self.hold {
-            S::vma_end_read(self.vma);
+            // SAFETY: by `new`'s contract it was locked for us, and we end once.
+            unsafe { S::vma_end_read(self.vma) };
         }
     }
 }
@@ -324,6 +325,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
                 }
             }
         }
+        S::vma_init(vma);
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
         vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
         vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
@@ -359,6 +361,6 @@ impl<S: LockScheme> Drop for VmaNew<'_, S> {
     fn drop(&mut self) {
         debug_assert!(!S::is_attached(self.vma()));
         // SAFETY: detached and ours; a detached object refuses stale readers.
-        unsafe { S::slab().free(self.vma) };
+        unsafe { S::vma_free(self.vma) };
     }
 }

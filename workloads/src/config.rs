@@ -50,8 +50,12 @@ named! {
     Lock as "lock" {
         /// The mmap lock for reading, as up to Linux 6.3: the baseline.
         Mmap = "mmap",
+        /// Per-VMA locks, VMAs freed after a grace period: Linux 6.4.
+        Rcu = "rcu",
         /// Per-VMA locks in a type-safe slab: the seed.
         TypeSafe = "typesafe",
+        /// Per-VMA reference counts in a type-safe slab: Linux 6.15 and later.
+        RefCount = "refcount",
     }
 }
 

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use vmalab::addr::PAGE_SIZE;
-use vmalab::lock::{LockScheme, MmapOnly, TypeSafe};
+use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::pager::AnyPager;
 use vmalab::stats::{self, Counter, Snapshot, Wait};
 
@@ -131,7 +131,9 @@ impl Checked {
     fn emulated(&self, config: &StressConfig, control: &Control) -> Result<Driven, RunError> {
         match config.lock {
             Lock::Mmap => self.with_scheme::<MmapOnly>(config, control),
+            Lock::Rcu => self.with_scheme::<Rcu>(config, control),
             Lock::TypeSafe => self.with_scheme::<TypeSafe>(config, control),
+            Lock::RefCount => self.with_scheme::<RefCount>(config, control),
         }
     }
 

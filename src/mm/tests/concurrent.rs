@@ -38,7 +38,8 @@ fn a_page_that_comes_during_the_drain_is_not_missed() {
             match TypeSafe::lock_vma_under_rcu(mm.core(), addr) {
                 Err(Abort::Contended) => break,
                 Err(other) => panic!("{name}: {other:?}"),
-                Ok(vma) => TypeSafe::vma_end_read(vma),
+                // SAFETY: locked just now.
+                Ok(vma) => unsafe { TypeSafe::vma_end_read(vma) },
             }
         }
         fault.set_touched();

@@ -59,6 +59,12 @@ macro_rules! for_each_scheme {
         mod mmap_only {
             $(#[test] fn $name() { super::$name::<crate::lock::MmapOnly>(); })*
         }
+        mod rcu {
+            $(#[test] fn $name() { super::$name::<crate::lock::Rcu>(); })*
+        }
+        mod refcount {
+            $(#[test] fn $name() { super::$name::<crate::lock::RefCount>(); })*
+        }
         mod typesafe {
             $(#[test] fn $name() { super::$name::<crate::lock::TypeSafe>(); })*
         }

@@ -3,7 +3,7 @@
 //! changed, and merged piece by piece.
 
 use super::*;
-use crate::lock::{MmapOnly, TypeSafe};
+use crate::lock::{MmapOnly, Rcu, RefCount, TypeSafe};
 use crate::vma::VmaFlags;
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -251,5 +251,7 @@ proptest! {
     fn calls_agree_with_the_model(ops in ops()) {
         run::<TypeSafe>(&ops);
         run::<MmapOnly>(&ops);
+        run::<Rcu>(&ops);
+        run::<RefCount>(&ops);
     }
 }

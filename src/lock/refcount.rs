@@ -1,0 +1,270 @@
+//! `refcount`: one counter in place of rwsem and detached flag, as in Linux
+//! 6.15 and later, with the fix of 2025 (CVE-2025-38554).
+//!
+//! # State
+//!
+//! | `vm_refcnt` | meaning |
+//! |---|---|
+//! | 0 | detached; a reader cannot raise it |
+//! | 1 | attached, no reader; write-locked if the numbers are equal |
+//! | 2 ..= [`REFCNT_LIMIT`] | attached, with readers |
+//! | [`EXCLUDE_READERS`] set | a writer, or a detacher, waits for readers or has excluded them; the count can only fall |
+//!
+//! A writer or detacher waits on its *mm* (`vma_writer_wait`): one sleeper is
+//! all there can be, as it holds the mmap lock for writing.
+//!
+//! # Reader
+//!
+//! In an RCU section: walk; compare the numbers (cheap early out); raise the
+//! count unless it is zero or at the limit; compare `vm_mm`; compare the
+//! numbers again; then the range. Zero means "detached, walk again" and is
+//! another answer than "contended" (R6).
+//!
+//! # What each step is for
+//!
+//! - *Unless zero*: the one state that nothing but attach leaves (I1). A free
+//!   object, or one being filled in, whatever else its fields hold, cannot be
+//!   locked. Filling in never touches the count (R5).
+//! - *Raising is Acquire*, attach is Release: the fields of the incarnation
+//!   that made the count non-zero are visible (I3).
+//! - *`vm_mm` before the numbers* (I6): the number of another mm means nothing.
+//! - *The second comparison*: Acquire, pairs with the Release that ends the
+//!   write section (R11).
+//! - *A foreign mm is pinned before the count falls* (I7, R7). To let go of a
+//!   foreign object is to perhaps wake its mm's writer. While we hold the count
+//!   the object is attached to that mm, or draining in it, and the mm's exit
+//!   waits for us; the moment the count falls it may be gone. So the reader
+//!   takes a reference to the mm first, and drops it last. The drop may be the
+//!   last one: the memory is then handed to the next mutator, as nothing is
+//!   freed on the fault path.
+//! - *The limit*: covers both the flag and an overflow (R13).
+
+use super::{Abort, LockScheme, MISS_MAX};
+use crate::addr::VirtAddr;
+use crate::mm::MmCore;
+use crate::rcu;
+use crate::slab::{PageReturn, Slab};
+use crate::stats::{Counter, count};
+use crate::sync::{AtomicU32, Ordering, futex_wait, futex_wake};
+use crate::vma::Vma;
+use std::ptr::{self, NonNull};
+
+/// Linux 6.15's scheme; see the file's documentation.
+pub enum RefCount {}
+
+/// VM_REFCNT_EXCLUDE_READERS_FLAG, `VMA_LOCK_OFFSET` before 7.0.
+const EXCLUDE_READERS: u32 = 0x4000_0000;
+/// VM_REFCNT_LIMIT, `VMA_REF_LIMIT` before 7.0: highest count that a reader may make.
+const REFCNT_LIMIT: u32 = EXCLUDE_READERS - 1;
+/// Looks at the count before a writer sleeps.
+const SPINS: u32 = 200;
+
+static VM_AREA_CACHEP: Slab<Vma<RefCount>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
+
+/// The lock embedded in a VMA object.
+pub struct VmaLock {
+    vm_refcnt: AtomicU32,
+    vm_lock_seq: AtomicU32,
+}
+
+/// Why an object that the walk found was not locked. Nothing is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// -EAGAIN: detached. A new walk will find what is there now.
+    Detached,
+    /// NULL: the fault needs the mmap lock.
+    For(Abort),
+}
+
+// SAFETY: `lock_vma_under_rcu` returns objects whose count it raised from
+// non-zero; detaching waits for the count, and freeing comes after.
+unsafe impl LockScheme for RefCount {
+    const NAME: &'static str = "refcount";
+    const PER_VMA: bool = true;
+    type VmaLock = VmaLock;
+
+    fn new_vma_lock() -> VmaLock {
+        VmaLock { vm_refcnt: AtomicU32::new(0), vm_lock_seq: AtomicU32::new(u32::MAX) }
+    }
+
+    fn slab() -> &'static Slab<Vma<Self>> {
+        &VM_AREA_CACHEP
+    }
+
+    #[inline]
+    fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
+        for _ in 0..MISS_MAX {
+            // The section is left before the next walk: no tree position
+            // outlives it (I8, R8).
+            let section = rcu::read();
+            let found = mm.tree.snapshot(&section).lookup(addr).ok_or(Abort::NoVma)?;
+            // SAFETY: found in this section, so the object's memory stays a
+            // `Vma<RefCount>` until the section ends, whoever owns it.
+            let vma = unsafe { found.as_ref() };
+            match start_read(mm, vma) {
+                Ok(()) => {}
+                Err(Refused::Detached) => {
+                    count(Counter::VmaLockMiss);
+                    continue;
+                }
+                Err(Refused::For(abort)) => return Err(abort),
+            }
+            if vma.range_now_contains(addr) {
+                return Ok(found);
+            }
+            put(vma, mm);
+            return Err(Abort::OtherRange);
+        }
+        Err(Abort::MissLimit)
+    }
+
+    #[inline]
+    unsafe fn vma_end_read(vma: NonNull<Vma<Self>>) {
+        // SAFETY: read-locked, so attached, in memory that stays.
+        let vma = unsafe { vma.as_ref() };
+        // Copied first: after the decrement the object may be another's.
+        // SAFETY: the fault that holds the VMA belongs to this mm and keeps it.
+        let mm = unsafe { &*vma.vm_mm() };
+        put(vma, mm);
+    }
+
+    fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>) {
+        debug_assert!(mm.mmap_lock.is_write_held_by_me() && Self::is_attached(vma));
+        // Relaxed: the wait below acquires.
+        vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
+        wait_for_readers(mm, vma, EXCLUDE_READERS + 1);
+        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Release: pairs with the Acquire of a reader's increment, which then
+        // sees the number.
+        vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Release);
+    }
+
+    fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>) {
+        debug_assert!(mm.mmap_lock.is_write_held_by_me());
+        assert_eq!(vma.lock.vm_refcnt.load(Ordering::Relaxed), 0, "VMA attached twice");
+        // Attached means write-locked, until the mmap lock is released (R23).
+        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Release: pairs with the Acquire of a reader's increment (I3).
+        vma.lock.vm_refcnt.store(1, Ordering::Release);
+    }
+
+    fn vma_mark_detached(vma: &Vma<Self>) {
+        // SAFETY: attached to this mm, whose mmap lock the caller holds.
+        let mm = unsafe { &*vma.vm_mm() };
+        debug_assert!(mm.mmap_lock.is_write_held_by_me());
+        // Acquire: pairs with the Release of readers that have left.
+        let before = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Acquire);
+        assert!(before != 0 && before & EXCLUDE_READERS == 0, "VMA detached twice");
+        if before == 1 {
+            return;
+        }
+        // Readers that raised the count after the number was set, and are about
+        // to see it and leave; and readers of other mms.
+        let left = vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
+        if left != 0 {
+            wait_for_readers(mm, vma, EXCLUDE_READERS);
+        }
+        let before = vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Acquire);
+        assert_eq!(before, EXCLUDE_READERS, "reader on a detached VMA");
+    }
+
+    /// `vm_area_alloc`, `vm_area_dup`: the number of a former life means nothing.
+    fn vma_init(vma: &Vma<Self>) {
+        debug_assert_eq!(vma.lock.vm_refcnt.load(Ordering::Relaxed), 0);
+        // Relaxed: a count of zero keeps readers from it.
+        vma.lock.vm_lock_seq.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    fn is_attached(vma: &Vma<Self>) -> bool {
+        vma.lock.vm_refcnt.load(Ordering::Relaxed) != 0
+    }
+
+    fn readers(vma: &Vma<Self>) -> u32 {
+        (vma.lock.vm_refcnt.load(Ordering::Relaxed) & REFCNT_LIMIT).saturating_sub(1)
+    }
+}
+
+/// Read-locks `vma` for a fault of `mm` (`vma_start_read`): everything but the
+/// range.
+#[inline]
+fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused> {
+    // Nothing relies on this comparison but speed.
+    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed) {
+        return Err(Refused::For(Abort::WriteLockedEarly));
+    }
+    let mut refcnt = vma.lock.vm_refcnt.load(Ordering::Relaxed);
+    loop {
+        if refcnt == 0 {
+            return Err(Refused::Detached);
+        }
+        if refcnt >= REFCNT_LIMIT {
+            return Err(Refused::For(Abort::Contended));
+        }
+        // Acquire: pairs with the Release of attach and of a writer's end.
+        match vma.lock.vm_refcnt.compare_exchange_weak(refcnt, refcnt + 1, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => refcnt = now,
+        }
+    }
+    let vm_mm = vma.vm_mm();
+    if !ptr::eq(vm_mm, mm) {
+        put_foreign(vma, vm_mm);
+        return Err(Refused::For(Abort::OtherMm));
+    }
+    // Acquire: pairs with the Release in `MmCore::end_write_all`.
+    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
+        put(vma, mm);
+        return Err(Refused::For(Abort::WriteLockedLate));
+    }
+    Ok(())
+}
+
+/// Gives a count back and wakes the mm's writer if it was the last it waits
+/// for (`vma_refcount_put`). `mm` is the VMA's, and stays while this runs.
+#[inline]
+fn put(vma: &Vma<RefCount>, mm: &MmCore<RefCount>) {
+    // Release: pairs with the Acquire in `wait_for_readers`.
+    let left = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Release) - 1;
+    if left & EXCLUDE_READERS != 0 && left <= EXCLUDE_READERS + 1 {
+        wake_writer(mm);
+    }
+}
+
+/// Gives back a count of an object that turned out to belong to another mm.
+#[cold]
+fn put_foreign(vma: &Vma<RefCount>, vm_mm: *const MmCore<RefCount>) {
+    // SAFETY: we hold the count, so the object is attached to, or draining in,
+    // this mm, whose exit waits for us before it drops its reference.
+    let pinned = unsafe { MmCore::grab(vm_mm) };
+    put(vma, &pinned);
+    // Dropped last, and on the fault path: the memory, if it was the last
+    // reference, goes to a mutator.
+}
+
+#[cold]
+fn wake_writer(mm: &MmCore<RefCount>) {
+    // Release: pairs with the Acquire in `wait_for_readers`.
+    mm.vma_writer_wait.fetch_add(1, Ordering::Release);
+    futex_wake(&mm.vma_writer_wait, 1);
+}
+
+/// Waits until the count has fallen to `target`.
+fn wait_for_readers(mm: &MmCore<RefCount>, vma: &Vma<RefCount>, target: u32) {
+    let mut spins = SPINS;
+    loop {
+        // Read before the count: a wake-up after our look changes it, and the
+        // futex will not sleep (R14). Acquire: keeps the order of the two.
+        let turn = mm.vma_writer_wait.load(Ordering::Acquire);
+        // Acquire: pairs with the Release in `put`. (The kernel has a plain
+        // read here, ordered by what surrounds it.)
+        if vma.lock.vm_refcnt.load(Ordering::Acquire) == target {
+            return;
+        }
+        if spins > 0 {
+            spins -= 1;
+            std::hint::spin_loop();
+        } else {
+            futex_wait(&mm.vma_writer_wait, turn);
+        }
+    }
+}
