@@ -55,8 +55,10 @@
 //! change, publish the whole operation by one store of the tree's root, and
 //! release all VMA locks by one increment of a sequence number.
 //!
-//! [`lock::MmapOnly`] is the baseline of Linux up to 6.3: every fault takes the
-//! mmap lock.
+//! Three more schemes run the same code: [`lock::MmapOnly`], the baseline of
+//! Linux up to 6.3, where every fault takes the mmap lock; [`lock::Rcu`] of
+//! 6.4, which frees VMAs after a grace period; and [`lock::RefCount`] of 6.15
+//! and later, where one counter is lock and lifetime.
 //!
 //! # Where to read on
 //!
