@@ -29,7 +29,9 @@
 //!   leaves its number, and lets go of `sem`. Who locks `sem` after that reads
 //!   the number (Acquire of `sem`). If it still equals `mm_lock_seq` the write
 //!   section goes on. If not, the Acquire load of `mm_lock_seq` pairs with the
-//!   Release increment that ended the section, and its changes are visible.
+//!   Release increment that ended the section, or with a later one: those that
+//!   begin a section are Release as well, because a plain store would hide the
+//!   one before it. So the section's changes are visible.
 //! - *`detached`* (case 1, not yet attached; and free objects). It changes
 //!   only under exclusive `sem`, in both directions. So a reader that holds
 //!   `sem` and finds it false holds an object that is in use, and that stays

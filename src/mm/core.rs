@@ -84,9 +84,11 @@ impl<S: LockScheme> MmCore<S> {
         let guard = self.mmap_lock.write();
         let seq = self.mm_lock_seq.load(Ordering::Relaxed);
         debug_assert!(seq & 1 == 0, "write section inside another");
-        // Relaxed: odd from here; a VMA is locked by storing this very number,
-        // which readers learn through the VMA's own lock.
-        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Relaxed);
+        // Odd from here. Release, though it publishes nothing of this section: a
+        // reader whose VMA was changed in the section before may meet this
+        // number at its second comparison, not the even one that it hides, and
+        // must see those changes all the same.
+        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
         MmapWrite { guard: Some(guard), mm: self }
     }
 
@@ -96,9 +98,9 @@ impl<S: LockScheme> MmCore<S> {
         let seq = self.mm_lock_seq.load(Ordering::Relaxed);
         debug_assert!(seq & 1 == 1, "no write section to end");
         // Release: pairs with the Acquire of a reader's second comparison
-        // (`lock::typesafe::start_read`): whoever sees the new number sees what
-        // was changed under the old one (R11). The last act before the mmap
-        // lock goes (I5).
+        // (`lock::typesafe::check_locked`): whoever sees the new number, or a
+        // later one (`mmap_write`), sees what was changed under the old one
+        // (R11). The last act before the mmap lock goes (I5).
         self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
     }
 }
