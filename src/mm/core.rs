@@ -175,6 +175,11 @@ impl<S: LockScheme> Prepared<'_, S> {
 }
 
 impl<'m, S: LockScheme> MmapWrite<'m, S> {
+    /// The address space whose lock this is.
+    pub(crate) fn mm(&self) -> &'m MmCore<S> {
+        self.mm
+    }
+
     /// The mappings as they are now.
     pub(crate) fn snapshot(&self) -> Snapshot<'_, Vma<S>> {
         // SAFETY: only the holder of this guard mutates the tree, in `commit`,
@@ -237,12 +242,12 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         );
         let mut new = SmallVec::new();
         for p in planned.iter().filter(|p| p.object.is_none()) {
-            new.push(VmaNew::alloc(self.mm, &p.segment)?);
+            new.push(VmaNew::alloc(self, &p.segment)?);
         }
         let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
         let mut touched = SmallVec::new();
         for place in places {
-            let vma = affected[place].start_write(self.mm);
+            let vma = affected[place].start_write(self);
             touched.extend(vma.touched());
             old[place] = Some(vma);
         }
