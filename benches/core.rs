@@ -59,7 +59,11 @@ fn lookup(c: &mut Criterion) {
         // The RCU section is part of it.
         group.bench_function(BenchmarkId::new("tree", n), |b| b.iter(|| assert!(mm.is_mapped(black_box(next())))));
         group.bench_function(BenchmarkId::new("lock_vma_under_rcu + vma_end_read", n), |b| {
-            b.iter(|| TypeSafe::vma_end_read(TypeSafe::lock_vma_under_rcu(mm.core(), black_box(next())).unwrap()))
+            b.iter(|| {
+                let vma = TypeSafe::lock_vma_under_rcu(mm.core(), black_box(next())).unwrap();
+                // SAFETY: locked just now.
+                unsafe { TypeSafe::vma_end_read(vma) }
+            })
         });
         let map: BTreeMap<usize, usize> = (0..n).map(|i| (nth(i).get(), nth(i).get() + PAGE_SIZE)).collect();
         let map = RwLock::new(map);

@@ -23,7 +23,8 @@ pub struct VmaLock {
     attached: AtomicBool,
 }
 
-impl LockScheme for MmapOnly {
+// SAFETY: hands out no locked VMA.
+unsafe impl LockScheme for MmapOnly {
     const NAME: &'static str = "mmap";
     const PER_VMA: bool = false;
     type VmaLock = VmaLock;
@@ -40,7 +41,7 @@ impl LockScheme for MmapOnly {
         unreachable!("faults take the mmap lock")
     }
 
-    fn vma_end_read(_: NonNull<Vma<Self>>) {
+    unsafe fn vma_end_read(_: NonNull<Vma<Self>>) {
         unreachable!("VMAs have no lock of their own")
     }
 

@@ -134,14 +134,16 @@ impl<S: LockScheme> Drop for VmaRead<'_, S> {
     #[inline]
     fn drop(&mut self) {
         if let Hold::Vma = self.hold {
-            S::vma_end_read(self.vma);
+            // SAFETY: by `new`'s contract it was locked for us, and we end once.
+            unsafe { S::vma_end_read(self.vma) };
         }
     }
 }
 
 impl<'m, S: LockScheme> VmaRead<'m, S> {
     /// # Safety
-    /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so.
+    /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so:
+    /// [`Hold::Vma`] is the caller's read lock, given to the guard.
     #[inline]
     pub(crate) unsafe fn new(vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
         VmaRead { vma, hold, _mm: PhantomData }
