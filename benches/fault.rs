@@ -35,10 +35,11 @@ fn touch(start: VirtAddr, how: Touch, faults: u64, drop_pages: impl Fn()) -> Dur
         let n = left.min(PAGES);
         let begin = Instant::now();
         for page in PageRange::sized(start, n * PAGE_SIZE).iter_pages() {
-            // SAFETY: a page of a region that a handler serves, used by this
-            // bench alone.
             match how {
+                // SAFETY: a page of a region that a handler serves, used by this
+                // bench alone.
                 Touch::Store => unsafe { store_u64(page.get(), 1) }.unwrap(),
+                // SAFETY: as above.
                 Touch::Load => drop(unsafe { load_u64(page.get()) }.unwrap()),
             }
         }

@@ -18,9 +18,10 @@
 //! - the last reader to leave wakes one waiting writer;
 //! - a downgrade turns the writer into a reader and lets waiting readers in.
 //!
-//! Waiters spin shortly, then sleep on a futex. Nothing allocates and no
-//! thread-local is touched, so the fault path may take the lock for reading
-//! in a signal handler. It must not fault while it holds the lock, and a
+//! Waiters spin shortly, then sleep on a futex. Nothing allocates, and the
+//! thread-locals that are touched need neither initialisation nor destructor,
+//! so the fault path may take the lock for reading in a signal handler. It must
+//! not fault while it holds the lock, and a
 //! thread that holds it for writing must not touch the region at all: the
 //! holder's identity is kept, and the deadlock becomes a panic.
 //!

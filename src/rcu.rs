@@ -283,7 +283,9 @@ impl Domain {
     /// (`synchronize_rcu`). Mutators only.
     ///
     /// # Panics
-    /// If the calling thread is inside a section of this domain.
+    /// If the calling thread is inside a section of this domain (one that it
+    /// entered before it announced itself goes unnoticed, and is waited for in
+    /// vain).
     pub fn synchronize(&'static self) {
         if let Some(slot) = thread::current() {
             let word = slot.rcu.word[self.index].load(Ordering::Relaxed);
@@ -535,16 +537,18 @@ mod tests {
         let new = || Box::into_raw(Box::new(AtomicUsize::new(LIVE)));
         let shared = Arc::new(AtomicPtr::new(new()));
         let stop = Arc::new(AtomicBool::new(false));
+        let started = Arc::new(std::sync::Barrier::new(4));
         let readers: Vec<_> = [true, true, false]
             .into_iter()
             .map(|announced| {
-                let (shared, stop) = (shared.clone(), stop.clone());
+                let (shared, stop, started) = (shared.clone(), stop.clone(), started.clone());
                 std::thread::spawn(move || {
                     if announced {
                         thread::announce();
                     }
                     let mut reads = 0u64;
-                    while !stop.load(Ordering::Relaxed) {
+                    started.wait();
+                    while reads == 0 || !stop.load(Ordering::Relaxed) {
                         let _guard = read();
                         // SAFETY: published by the writer, and we are in a section.
                         let value = unsafe { &*shared.load(Ordering::Acquire) }.load(Ordering::Relaxed);
@@ -555,6 +559,7 @@ mod tests {
                 })
             })
             .collect();
+        started.wait();
         for _ in 0..50_000 {
             let old = shared.swap(new(), Ordering::AcqRel);
             // SAFETY: unlinked by the swap; `poison` frees it once.

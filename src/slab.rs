@@ -107,6 +107,7 @@ impl<T> Slab<T> {
     const PER_PAGE: usize = {
         assert!(size_of::<T>() >= 16 && align_of::<T>() <= 4096 && !std::mem::needs_drop::<T>());
         let n = (SLAB_BYTES - Self::FIRST) / size_of::<T>();
+        assert!(n > 0, "an object does not fit into a slab page");
         if n > BITMAP_WORDS * 64 { BITMAP_WORDS * 64 } else { n }
     };
     const LAYOUT: Layout = match Layout::from_size_align(SLAB_BYTES, SLAB_BYTES) {

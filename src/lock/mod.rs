@@ -73,8 +73,15 @@ impl Abort {
 /// How a fault finds and holds a VMA, and what mutators do so that it may.
 ///
 /// Fields of a VMA are atomics and its memory is type-stable, so a scheme that
-/// gets this wrong gives wrong answers, not undefined behaviour: the trait is
-/// safe, and a mutant of it can be run.
+/// locks the wrong VMA, or lets it change, gives wrong answers, and a mutant of
+/// it can be run. What it must not get wrong is below.
+///
+/// # Safety
+/// What [`lock_vma_under_rcu`](LockScheme::lock_vma_under_rcu) returns points to
+/// an object of [`slab`](LockScheme::slab) whose memory stays until
+/// [`vma_end_read`](LockScheme::vma_end_read): the object is not freed before
+/// (a mutant that breaks this can read a slab page that has been returned, if
+/// the whole page fell free meanwhile).
 pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     /// The name that `--lock` takes.
     const NAME: &'static str;
@@ -100,6 +107,9 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort>;
 
     /// Releases what `lock_vma_under_rcu` took. Async-signal-safe.
+    ///
+    /// # Safety
+    /// `vma` comes from `lock_vma_under_rcu`, and is released once.
     unsafe fn vma_end_read(vma: NonNull<Vma<Self>>);
 
     /// Write-locks an attached VMA until the mmap lock is released or

@@ -29,7 +29,9 @@
 //!   leaves its number, and lets go of `sem`. Who locks `sem` after that reads
 //!   the number (Acquire of `sem`). If it still equals `mm_lock_seq` the write
 //!   section goes on. If not, the Acquire load of `mm_lock_seq` pairs with the
-//!   Release increment that ended the section, and its changes are visible.
+//!   Release increment that ended the section, or with a later one: those that
+//!   begin a section are Release as well, because a plain store would hide the
+//!   one before it. So the section's changes are visible.
 //! - *`detached`* (case 1, not yet attached; and free objects). It changes
 //!   only under exclusive `sem`, in both directions. So a reader that holds
 //!   `sem` and finds it false holds an object that is in use, and that stays
@@ -85,7 +87,8 @@ pub struct VmaLock {
     detached: AtomicBool,
 }
 
-// SAFETY: x
+// SAFETY: `lock_vma_under_rcu` returns objects that it found attached while it
+// held `sem`, and still holds; detaching waits for `sem`, and freeing comes after.
 unsafe impl LockScheme for TypeSafe {
     const NAME: &'static str = "typesafe";
     const PER_VMA: bool = true;
@@ -109,22 +112,11 @@ unsafe impl LockScheme for TypeSafe {
             let found = mm.tree.snapshot(&section).lookup(addr).ok_or(Abort::NoVma)?;
             // SAFETY: found in this section, so the object's memory stays a
             // `Vma<TypeSafe>` until the section ends, whoever owns it.
-            let vma = unsafe { found.as_ref() };
-            start_read(mm, vma)?;
-            if vma.lock.detached.load(Ordering::Relaxed) {
-                vma.lock.sem.up_read();
-                count(Counter::VmaLockMiss);
-                continue;
+            match lock_found(mm, unsafe { found.as_ref() }, addr) {
+                Ok(()) => return Ok(found),
+                Err(Refused::For(abort)) => return Err(abort),
+                Err(Refused::Detached) => count(Counter::VmaLockMiss),
             }
-            if !ptr::eq(vma.vm_mm(), mm) {
-                vma.lock.sem.up_read();
-                return Err(Abort::OtherMm);
-            }
-            if !vma.range_now_contains(addr) {
-                vma.lock.sem.up_read();
-                return Err(Abort::OtherRange);
-            }
-            return Ok(found);
         }
         Err(Abort::MissLimit)
     }
@@ -172,23 +164,53 @@ unsafe impl LockScheme for TypeSafe {
     }
 }
 
-/// Read-locks `vma` for a fault of `mm` (`vma_start_read(mm, vma)`). It may say
-/// "locked" falsely, never "unlocked" falsely. Identity is not checked yet.
-#[inline]
-fn start_read(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>) -> Result<(), Abort> {
+/// Why an object that the walk found was not locked. Nothing is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// Not in use, or not yet: a new walk will find what is there now.
+    Detached,
+    /// The fault needs the mmap lock.
+    For(Abort),
+}
+
+/// Everything after the walk: read-locks `vma` for a fault of `mm` at `addr`
+/// (`vma_start_read(mm, vma)` and what `lock_vma_under_rcu` checks then). It may
+/// say "locked" falsely, never "unlocked" falsely.
+#[inline(always)]
+fn lock_found(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> Result<(), Refused> {
     // Nothing relies on this comparison but speed: a VMA that is being changed
     // is left alone.
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed) {
-        return Err(Abort::WriteLockedEarly);
+        return Err(Refused::For(Abort::WriteLockedEarly));
     }
     if !vma.lock.sem.try_down_read() {
-        return Err(Abort::Contended);
+        return Err(Refused::For(Abort::Contended));
     }
-    // Acquire: pairs with the Release in `MmCore::end_write_all`; see the
-    // file's documentation. Must come after the lock.
-    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
+    let verdict = check_locked(mm, vma, addr);
+    if verdict.is_err() {
         vma.lock.sem.up_read();
-        return Err(Abort::WriteLockedLate);
+    }
+    verdict
+}
+
+/// Whether `vma`, of which `sem` is held for reading, is what a fault of `mm`
+/// at `addr` was looking for, and not write-locked.
+#[inline(always)]
+fn check_locked(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> Result<(), Refused> {
+    // Acquire: pairs with the Release in `MmCore::end_write_all` (and in
+    // `MmCore::mmap_write`, which passes it on); see the file's documentation.
+    // Must come after the lock.
+    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
+        return Err(Refused::For(Abort::WriteLockedLate));
+    }
+    if vma.lock.detached.load(Ordering::Relaxed) {
+        return Err(Refused::Detached);
+    }
+    if !ptr::eq(vma.vm_mm(), mm) {
+        return Err(Refused::For(Abort::OtherMm));
+    }
+    if !vma.range_now_contains(addr) {
+        return Err(Refused::For(Abort::OtherRange));
     }
     Ok(())
 }
@@ -269,30 +291,4 @@ impl VmaSem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    #[test]
-    fn a_writer_waits_for_readers_and_keeps_new_ones_out() {
-        let sem = Arc::new(VmaSem::new());
-        assert!(sem.try_down_read());
-        let writer = {
-            let sem = sem.clone();
-            std::thread::spawn(move || {
-                sem.down_write();
-                let alone = sem.word.load(Ordering::Relaxed) & VmaSem::READERS == 0;
-                sem.up_write();
-                alone
-            })
-        };
-        while sem.word.load(Ordering::Relaxed) & VmaSem::SLEEPER == 0 {
-            std::thread::yield_now();
-        }
-        assert!(!sem.try_down_read(), "reader got in beside a waiting writer");
-        assert!(!writer.is_finished());
-        sem.up_read();
-        assert!(writer.join().unwrap());
-        assert_eq!(sem.word.load(Ordering::Relaxed), 0);
-    }
-}
+mod tests;

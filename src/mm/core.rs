@@ -91,9 +91,11 @@ impl<S: LockScheme> MmCore<S> {
         let guard = self.mmap_lock.write();
         let seq = self.mm_lock_seq.load(Ordering::Relaxed);
         debug_assert!(seq & 1 == 0, "write section inside another");
-        // Relaxed: odd from here; a VMA is locked by storing this very number,
-        // which readers learn through the VMA's own lock.
-        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Relaxed);
+        // Odd from here. Release, though it publishes nothing of this section: a
+        // reader whose VMA was changed in the section before may meet this
+        // number at its second comparison, not the even one that it hides, and
+        // must see those changes all the same.
+        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
         MmapWrite { guard: Some(guard), mm: self }
     }
 
@@ -103,9 +105,9 @@ impl<S: LockScheme> MmCore<S> {
         let seq = self.mm_lock_seq.load(Ordering::Relaxed);
         debug_assert!(seq & 1 == 1, "no write section to end");
         // Release: pairs with the Acquire of a reader's second comparison
-        // (`lock::typesafe::start_read`): whoever sees the new number sees what
-        // was changed under the old one (R11). The last act before the mmap
-        // lock goes (I5).
+        // (`lock::typesafe::check_locked`): whoever sees the new number, or a
+        // later one (`mmap_write`), sees what was changed under the old one
+        // (R11). The last act before the mmap lock goes (I5).
         self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
     }
 }
@@ -180,6 +182,11 @@ impl<S: LockScheme> Prepared<'_, S> {
 }
 
 impl<'m, S: LockScheme> MmapWrite<'m, S> {
+    /// The address space whose lock this is.
+    pub(crate) fn mm(&self) -> &'m MmCore<S> {
+        self.mm
+    }
+
     /// The mappings as they are now.
     pub(crate) fn snapshot(&self) -> Snapshot<'_, Vma<S>> {
         // SAFETY: only the holder of this guard mutates the tree, in `commit`,
@@ -242,12 +249,12 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         );
         let mut new = SmallVec::new();
         for p in planned.iter().filter(|p| p.object.is_none()) {
-            new.push(VmaNew::alloc(self.mm, &p.segment)?);
+            new.push(VmaNew::alloc(self, &p.segment)?);
         }
         let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
         let mut touched = SmallVec::new();
         for place in places {
-            let vma = affected[place].start_write(self.mm);
+            let vma = affected[place].start_write(self);
             touched.extend(vma.touched());
             old[place] = Some(vma);
         }

@@ -22,6 +22,7 @@ mod munmap;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::core::MmapWrite;
 pub use self::core::{MAP_COUNT_MAX, MmCore};
 pub use maps::MapsEntry;
 

@@ -8,13 +8,14 @@
 //! | type | held | may |
 //! |---|---|---|
 //! | [`VmaRead`] | the VMA's read lock, or the mmap lock for reading | read fields, mark it faulted |
-//! | [`VmaRef`] | the mmap lock for writing | read fields |
+//! | [`VmaRef`] | the mmap lock, for reading or writing | read fields |
 //! | [`VmaWrite`] | that, and the VMA's write lock | change range, flags, protection; detach |
 //! | [`VmaNew`] | a detached object of one's own | fill it in; attach it, once |
 //!
-//! There is no way to a `VmaWrite` but through
-//! [`MmapWrite`](crate::mm::MmapWrite), and attaching takes the `VmaNew` by
-//! value: the double attach of the seed's reply does not compile.
+//! There is no way to a `VmaWrite` or a `VmaNew` but through `MmapWrite`, the mmap
+//! lock held for writing, and attaching takes the `VmaNew` by value: the double
+//! attach of the seed's reply does not compile. (That a `VmaWrite` is not used
+//! after the `MmapWrite` has gone is left to the operations, in `src/mm/`.)
 
 mod flags;
 pub mod plan;
@@ -24,7 +25,7 @@ pub use plan::Segment;
 
 use crate::addr::{PageRange, VirtAddr};
 use crate::lock::LockScheme;
-use crate::mm::MmCore;
+use crate::mm::{MmCore, MmapWrite};
 use crate::mmap_lock;
 use crate::stats::{Counter, count};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -141,7 +142,8 @@ impl<S: LockScheme> Drop for VmaRead<'_, S> {
 
 impl<'m, S: LockScheme> VmaRead<'m, S> {
     /// # Safety
-    /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so.
+    /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so:
+    /// [`Hold::Vma`] is the caller's read lock, given to the guard.
     #[inline]
     pub(crate) unsafe fn new(vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
         VmaRead { vma, hold, _mm: PhantomData }
@@ -197,7 +199,7 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
     }
 }
 
-/// An attached VMA, seen with the mmap lock held for writing.
+/// An attached VMA, seen with the mmap lock held.
 pub struct VmaRef<'w, S: LockScheme> {
     vma: NonNull<Vma<S>>,
     _mmap_write: PhantomData<&'w MmCore<S>>,
@@ -235,9 +237,11 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
     }
 
     /// Waits for the VMA's readers and keeps new ones out until the mmap lock
-    /// is released or downgraded (`vma_start_write`). `mm` is the write-locked
+    /// is released or downgraded (`vma_start_write`). `write` is the lock of the
     /// mm that the VMA is attached to.
-    pub(crate) fn start_write(self, mm: &'w MmCore<S>) -> VmaWrite<'w, S> {
+    pub(crate) fn start_write(self, write: &MmapWrite<'w, S>) -> VmaWrite<'w, S> {
+        let mm = write.mm();
+        debug_assert!(std::ptr::eq(self.vma().vm_mm(), mm), "write-locked under another mm's lock");
         S::vma_start_write(mm, self.vma());
         VmaWrite { vma: self.vma, mm }
     }
@@ -306,12 +310,13 @@ pub struct VmaNew<'w, S: LockScheme> {
 }
 
 impl<'w, S: LockScheme> VmaNew<'w, S> {
-    /// Takes an object from the slab for `mm`, whose mmap lock is write-held.
+    /// Takes an object from the slab for the mm whose mmap lock is `write`.
     /// `None`: out of memory.
     ///
     /// This is `vm_area_dup`, too: a VMA is made from its [`Segment`], field by
     /// field. The lock, `detached` in particular, is never copied (S-A).
-    pub(crate) fn alloc(mm: &'w MmCore<S>, segment: &Segment) -> Option<VmaNew<'w, S>> {
+    pub(crate) fn alloc(write: &MmapWrite<'w, S>, segment: &Segment) -> Option<VmaNew<'w, S>> {
+        let mm = write.mm();
         let new = VmaNew { vma: S::slab().alloc()?, mm };
         let vma = new.vma();
         debug_assert!(!S::is_attached(vma), "object from the slab is attached");
