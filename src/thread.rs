@@ -6,7 +6,7 @@
 //! it in a signal handler neither allocates nor runs code; a second
 //! thread-local, whose destructor gives the slot back, is only touched in
 //! `announce`. A thread that never announced itself (or came when all slots
-//! were taken) works through the one [`shared`] slot, with atomic additions:
+//! were taken) works through the one shared slot, with atomic additions:
 //! slower by some nanoseconds, right all the same, and nothing to leak.
 //!
 //! Slots are reused by later threads and never freed; what a former owner
