@@ -342,7 +342,7 @@ mod tests {
             (names.join(","), comparison.subjects[comparison.baseline].name.clone())
         };
         let expect = |names: &str, baseline: &str| (names.to_owned(), baseline.to_owned());
-        assert_eq!(names(&[]), expect("mmap,typesafe", "mmap"));
+        assert_eq!(names(&[]), expect("mmap,rcu,typesafe,refcount", "mmap"));
         assert_eq!(names(&["--lock", "typesafe"]), expect("mmap,typesafe", "mmap"));
         assert_eq!(names(&["--locks", "typesafe,mmap"]), expect("typesafe,mmap", "mmap"));
         assert_eq!(names(&["--locks", "native,typesafe"]), expect("native,typesafe", "native"));
