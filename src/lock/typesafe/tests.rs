@@ -67,6 +67,36 @@ fn walk<'g>(mm: &'g Space, section: &'g rcu::ReadGuard, n: usize) -> &'g Vma<Typ
     unsafe { found.as_ref() }
 }
 
+/// A reader between its locking `sem` and its letting go, also when the test fails.
+struct Reader<'g>(&'g Vma<TypeSafe>);
+
+impl<'g> Reader<'g> {
+    fn new(vma: &'g Vma<TypeSafe>) -> Reader<'g> {
+        assert!(vma.lock.sem.try_down_read());
+        Reader(vma)
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.0.lock.sem.up_read();
+    }
+}
+
+/// All of the reader's steps after the walk. Lets go at once of what it got.
+fn try_lock<M: Mmu>(mm: &Mm<TypeSafe, M, ZeroPager>, vma: &Vma<TypeSafe>, n: usize) -> Result<(), Refused> {
+    let verdict = lock_found(mm.core(), vma, page(n));
+    if verdict.is_ok() {
+        vma.lock.sem.up_read();
+    }
+    verdict
+}
+
+/// The last of them, the reader having locked `sem`.
+fn check(mm: &Space, reader: &Reader<'_>, n: usize) -> Result<(), Refused> {
+    check_locked(mm.core(), reader.0, page(n))
+}
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread that does what it is told, step by step.
@@ -132,7 +162,7 @@ fn a_vma_freed_after_the_walk_is_a_miss() {
     let stale = walk(&mm, &section, 1);
     let other = mm.clone();
     mutator.run(move || unmap(&other, 1));
-    assert_eq!(lock_found(mm.core(), stale, page(1)), Err(Refused::Detached));
+    assert_eq!(try_lock(&mm, stale, 1), Err(Refused::Detached));
     assert_eq!(TypeSafe::readers(stale), 0);
 }
 
@@ -150,7 +180,7 @@ fn a_vma_reused_in_another_mm_is_refused() {
         map(&b2, 1);
     });
     assert!(ptr::eq(walk(&b, &section, 1), stale), "the object was not reused");
-    assert_eq!(lock_found(a.core(), stale, page(1)), Err(Refused::For(Abort::OtherMm)));
+    assert_eq!(try_lock(&a, stale, 1), Err(Refused::For(Abort::OtherMm)));
     assert_eq!(TypeSafe::readers(stale), 0);
 }
 
@@ -167,7 +197,7 @@ fn a_vma_reused_at_another_range_is_refused() {
         map(&other, 5);
     });
     assert!(ptr::eq(walk(&mm, &section, 5), stale), "the object was not reused");
-    assert_eq!(lock_found(mm.core(), stale, page(1)), Err(Refused::For(Abort::OtherRange)));
+    assert_eq!(try_lock(&mm, stale, 1), Err(Refused::For(Abort::OtherRange)));
     assert_eq!(TypeSafe::readers(stale), 0);
 }
 
@@ -180,9 +210,8 @@ fn a_vma_that_lost_the_address_is_refused() {
     let stale = walk(&mm, &section, 2);
     let other = mm.clone();
     mutator.run(move || unmap(&other, 2));
-    assert_eq!(lock_found(mm.core(), stale, page(2)), Err(Refused::For(Abort::OtherRange)));
-    assert_eq!(lock_found(mm.core(), stale, page(1)), Ok(()));
-    stale.lock.sem.up_read();
+    assert_eq!(try_lock(&mm, stale, 2), Err(Refused::For(Abort::OtherRange)));
+    assert_eq!(try_lock(&mm, stale, 1), Ok(()));
 }
 
 /// A reader that looked at the numbers before the VMA was write-locked, and
@@ -196,13 +225,12 @@ fn a_write_locked_vma_is_refused_before_and_after_locking() {
     let _locked = affected[0].start_write(&write);
     let section = rcu::read();
     let vma = walk(&mm, &section, 1);
-    assert_eq!(lock_found(mm.core(), vma, page(1)), Err(Refused::For(Abort::WriteLockedEarly)));
-    assert!(vma.lock.sem.try_down_read());
-    assert_eq!(check_locked(mm.core(), vma, page(1)), Err(Refused::For(Abort::WriteLockedLate)));
-    vma.lock.sem.up_read();
+    assert_eq!(try_lock(&mm, vma, 1), Err(Refused::For(Abort::WriteLockedEarly)));
+    let reader = Reader::new(vma);
+    assert_eq!(check(&mm, &reader, 1), Err(Refused::For(Abort::WriteLockedLate)));
+    drop(reader);
     drop(write);
-    assert_eq!(lock_found(mm.core(), vma, page(1)), Ok(()));
-    vma.lock.sem.up_read();
+    assert_eq!(try_lock(&mm, vma, 1), Ok(()));
 }
 
 /// R23: a new VMA is in the tree before the operation that made it is over.
@@ -219,9 +247,9 @@ fn a_new_vma_is_write_locked_until_the_section_ends() {
     {
         let section = rcu::read();
         let vma = walk(&mm, &section, 1);
-        assert!(vma.lock.sem.try_down_read());
-        assert_eq!(check_locked(mm.core(), vma, page(1)), Err(Refused::For(Abort::WriteLockedLate)));
-        vma.lock.sem.up_read();
+        let reader = Reader::new(vma);
+        assert_eq!(check(&mm, &reader, 1), Err(Refused::For(Abort::WriteLockedLate)));
+        drop(reader);
     }
     drop(write);
     let vma = TypeSafe::lock_vma_under_rcu(mm.core(), page(1)).unwrap();
@@ -239,12 +267,12 @@ fn attach_waits_for_a_stale_reader() {
     let stale = walk(&mm, &section, 1);
     let other = mm.clone();
     mutator.run(move || unmap(&other, 1));
-    assert!(stale.lock.sem.try_down_read());
+    let reader = Reader::new(stale);
     let other = mm.clone();
     mutator.begin(move || map(&other, 1));
     mutator.waits_for_readers_of(stale);
-    assert_eq!(check_locked(mm.core(), stale, page(1)), Err(Refused::Detached));
-    stale.lock.sem.up_read();
+    assert_eq!(check(&mm, &reader, 1), Err(Refused::Detached));
+    drop(reader);
     mutator.finish();
     assert!(ptr::eq(walk(&mm, &section, 1), stale), "the object was not reused");
 }
@@ -275,14 +303,14 @@ fn detach_waits_for_a_reader_of_another_mm() {
         drop(write.commit(prepared));
     });
     is_locked.recv().unwrap();
-    assert_eq!(lock_found(a.core(), stale, page(1)), Err(Refused::For(Abort::OtherMm)));
-    assert!(stale.lock.sem.try_down_read());
+    assert_eq!(try_lock(&a, stale, 1), Err(Refused::For(Abort::OtherMm)));
+    let reader = Reader::new(stale);
     go_on.send(()).unwrap();
     mutator.waits_for_readers_of(stale);
-    assert_eq!(check_locked(a.core(), stale, page(1)), Err(Refused::For(Abort::OtherMm)));
-    stale.lock.sem.up_read();
+    assert_eq!(check(&a, &reader, 1), Err(Refused::For(Abort::OtherMm)));
+    drop(reader);
     mutator.finish();
-    assert_eq!(lock_found(a.core(), stale, page(1)), Err(Refused::Detached));
+    assert_eq!(try_lock(&a, stale, 1), Err(Refused::Detached));
 }
 
 /// I15: an address space does not go away under a reader of another.
@@ -298,12 +326,12 @@ fn exit_waits_for_a_stale_reader() {
         map(&b2, 1);
     });
     assert!(ptr::eq(walk(&b, &section, 1), stale), "the object was not reused");
-    assert!(stale.lock.sem.try_down_read());
+    let reader = Reader::new(stale);
     mutator.begin(move || drop(b));
     mutator.waits_for_readers_of(stale);
-    stale.lock.sem.up_read();
+    drop(reader);
     mutator.finish();
-    assert_eq!(lock_found(a.core(), stale, page(1)), Err(Refused::Detached));
+    assert_eq!(try_lock(&a, stale, 1), Err(Refused::Detached));
 }
 
 /// R11: whoever gets the lock after a write section sees what the section
@@ -396,13 +424,14 @@ fn no_fault_gets_in_while_pages_change() {
         ("mprotect", |mm| mm.mprotect(page(1).get(), PAGE_SIZE, Prot::READ).unwrap()),
     ];
     for (name, operation) in operations {
+        // Before the channels: when an assertion fails, they go first, and free it.
+        let mutator = Mutator::new();
         let (reached, is_reached) = channel();
         let (go_on, may_go_on) = channel();
         let soft = SoftMmu::new(4 * PAGE_SIZE).unwrap();
         let mm = Arc::new(Mm::new(Stopping { soft, reached, go_on: Mutex::new(may_go_on) }, ZeroPager));
         mm.mmap(page(1).get(), PAGE_SIZE, RW, FIXED).unwrap();
         mm.write(page(1), b"old").unwrap();
-        let mutator = Mutator::new();
         let section = rcu::read();
         let found = mm.core().tree.snapshot(&section).lookup(page(1)).unwrap();
         // SAFETY: found in the section, so the memory stays a VMA until it ends.
@@ -410,16 +439,18 @@ fn no_fault_gets_in_while_pages_change() {
         let other = mm.clone();
         mutator.begin(move || operation(&other));
         is_reached.recv().unwrap();
-        let now = TypeSafe::lock_vma_under_rcu(mm.core(), page(1)).unwrap_err();
+        // SAFETY: locked just now.
+        let end_read = |vma| unsafe { TypeSafe::vma_end_read(vma) };
+        let now = TypeSafe::lock_vma_under_rcu(mm.core(), page(1)).map(end_read);
         if name == "munmap" {
             // Out of the tree, and faults elsewhere go on; but no writer can come.
-            assert_eq!(now, Abort::NoVma);
-            assert_eq!(lock_found(mm.core(), stale, page(1)), Err(Refused::Detached));
+            assert_eq!(now, Err(Abort::NoVma));
+            assert_eq!(try_lock(&mm, stale, 1), Err(Refused::Detached));
             assert!(mm.core().mmap_lock.try_read().is_some(), "munmap did not downgrade");
             assert!(!mm.core().mmap_lock.is_idle(), "munmap let go of the mmap lock too early");
         } else {
-            assert_eq!(now, Abort::WriteLockedEarly, "{name}");
-            assert_eq!(lock_found(mm.core(), stale, page(1)), Err(Refused::For(Abort::WriteLockedEarly)), "{name}");
+            assert_eq!(now, Err(Abort::WriteLockedEarly), "{name}");
+            assert_eq!(try_lock(&mm, stale, 1), Err(Refused::For(Abort::WriteLockedEarly)), "{name}");
             assert!(mm.core().mmap_lock.try_read().is_none(), "{name}");
         }
         go_on.send(()).unwrap();
