@@ -57,7 +57,7 @@ fn lists_names() {
     let locks = vmalab(&["list", "locks", "--json"]).json();
     assert_eq!(locks["schema"], 1);
     let names: Vec<_> = locks["locks"].as_array().unwrap().iter().map(|lock| &lock["name"]).collect();
-    assert_eq!(names, ["mmap", "typesafe"]);
+    assert_eq!(names, ["mmap", "rcu", "typesafe", "refcount"]);
     assert!(vmalab(&["list", "workloads", "--json"]).json()["workloads"].as_array().unwrap().len() > 5);
 }
 
