@@ -192,7 +192,7 @@ mod tests {
             assert_eq!(delivery.name().parse::<Delivery>().unwrap(), delivery);
         }
         let error = "spin".parse::<Lock>().unwrap_err();
-        assert_eq!(error.to_string(), "unknown lock `spin` (choose mmap, typesafe)");
+        assert_eq!(error.to_string(), "unknown lock `spin` (choose mmap, rcu, typesafe, refcount)");
     }
 
     #[test]
