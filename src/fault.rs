@@ -15,6 +15,7 @@ use crate::lock::LockScheme;
 use crate::mm::Mm;
 use crate::mmu::{Installed, Mmu, MmuError, PageBuf};
 use crate::pager::{PageRequest, Pager};
+use crate::races::{Mutant, Point, mutant, point};
 use crate::stats::{Counter, count};
 use crate::vma::{Hold, VmaFlags, VmaRead};
 
@@ -73,6 +74,18 @@ impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
     }
 }
 
+/// What the page will hold is decided; it is not installed yet. The VMA stays
+/// locked in between, or another mapping could get it (B21).
+#[inline(always)]
+fn before_install<S: LockScheme>(vma: &mut VmaRead<'_, S>) {
+    #[cfg(any(feature = "races", loom, shuttle))]
+    if mutant(Mutant::InstallAfterUnlock) {
+        vma.unlock_early();
+    }
+    let _ = vma;
+    point(Point::Fill);
+}
+
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// The fault under its VMA's own lock; `None` where that does not work.
     #[inline]
@@ -88,7 +101,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 return None;
             }
         };
-        let step = self.handle_mm_fault(&vma, addr, access);
+        let mut vma = vma;
+        let step = self.handle_mm_fault(&mut vma, addr, access);
         drop(vma);
         match step {
             Step::Finished(outcome) => {
@@ -104,13 +118,26 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// The fault under the mmap lock (`lock_mm_and_find_vma`).
     fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
+        point(Point::Fallback);
         let read = self.core().mmap_read();
-        let Some(vma) = read.snapshot().lookup(addr) else {
-            return Outcome::Signal(Signal::MapErr);
+        let found = {
+            let snapshot = read.snapshot();
+            point(Point::Walk);
+            snapshot.lookup(addr)
+        };
+        let (read, vma) = match found {
+            Some(vma) => (read, vma),
+            None => {
+                let Some(read) = self.expand_stack(read, addr) else {
+                    return Outcome::Signal(Signal::MapErr);
+                };
+                let vma = read.snapshot().lookup(addr).expect("the stack has grown to here");
+                (read, vma)
+            }
         };
         // SAFETY: in the tree, so attached, and the mmap lock keeps it so.
-        let vma = unsafe { VmaRead::new(vma, Hold::Mmap(read.into_guard())) };
-        match self.handle_mm_fault(&vma, addr, access) {
+        let mut vma = unsafe { VmaRead::new(vma, Hold::Mmap(read.into_guard())) };
+        match self.handle_mm_fault(&mut vma, addr, access) {
             Step::Finished(outcome) => outcome,
             Step::Retry => unreachable!("the mmap lock is held"),
         }
@@ -118,7 +145,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// Judges the access and makes the page present (`handle_mm_fault`).
     #[inline]
-    fn handle_mm_fault(&self, vma: &VmaRead<'_, S>, addr: VirtAddr, access: Access) -> Step {
+    fn handle_mm_fault(&self, vma: &mut VmaRead<'_, S>, addr: VirtAddr, access: Access) -> Step {
         let flags = vma.flags();
         let permitted = if access.write { flags.contains(VmaFlags::WRITE) } else { flags.intersects(VmaFlags::ACCESS) };
         if !permitted {
@@ -147,7 +174,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// `do_anonymous_page`, and hidden pages.
     #[inline]
-    fn make_present(&self, vma: &VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
+    fn make_present(&self, vma: &mut VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
         let writable = vma.flags().contains(VmaFlags::WRITE);
         // Contents of a mapping that was never written come back protected: its
         // first store must fault.
@@ -155,6 +182,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Ok(());
         }
         let installed = if self.pager().is_zero() {
+            before_install(vma);
             self.mmu().install(page, crate::mmu::Content::Zero, writable, for_write)?
         } else {
             self.install_filled(vma, page, writable, for_write)?
@@ -170,7 +198,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     #[inline(never)]
     fn install_filled(
         &self,
-        vma: &VmaRead<'_, S>,
+        vma: &mut VmaRead<'_, S>,
         page: VirtAddr,
         writable: bool,
         for_write: bool,
@@ -178,6 +206,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let mut scratch = PageBuf::zeroed();
         let request = PageRequest { page, incarnation: vma.incarnation(), mm_id: self.id() };
         let content = self.pager().page(&request, &mut scratch);
+        before_install(vma);
         self.mmu().install(page, content, writable, for_write)
     }
 
@@ -188,7 +217,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// not have it.
     #[cold]
     fn anon_vma_prepare(&self, vma: &VmaRead<'_, S>) -> bool {
-        let guard = if vma.is_vma_lock() {
+        point(Point::Prepare);
+        let guard = if vma.is_vma_lock() && mutant(Mutant::FaultWaitsForMmapLock) {
+            Some(self.core().mmap_lock.read())
+        } else if vma.is_vma_lock() {
             match self.core().mmap_lock.try_read() {
                 Some(guard) => Some(guard),
                 None => return false,

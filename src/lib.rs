@@ -74,10 +74,12 @@
 pub mod addr;
 pub mod fault;
 pub mod lock;
+mod membarrier;
 pub mod mm;
 pub mod mmap_lock;
 pub mod mmu;
 pub mod pager;
+pub mod races;
 pub mod rcu;
 pub mod slab;
 pub mod stats;

@@ -28,7 +28,8 @@
 //! Acquisitions and the time waited are counted ([`crate::stats`]).
 
 use crate::stats::{self, Counter, Wait};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, futex_wait, futex_wake};
+use crate::sync::plain::AtomicU64 as TokenCell;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop, thread_locals};
 use std::cell::Cell;
 use std::marker::PhantomData;
 
@@ -50,12 +51,7 @@ const WRITER: u64 = 1 << 60;
 /// before would be taken for one's own.)
 const TURN: u64 = 1 << 61;
 
-/// Looks at the word this often before sleeping: some microseconds, about the
-/// length of a short write section.
-const SPINS: u32 = 200;
-
 /// The lock; see the module's documentation.
-#[derive(Default)]
 pub struct MmapLock {
     word: AtomicU64,
     /// Raised after waiting readers were given the lock; they sleep on it.
@@ -63,12 +59,12 @@ pub struct MmapLock {
     /// Raised when a waiting writer should try again; they sleep on it.
     writer_turn: AtomicU32,
     /// Which thread holds the lock for writing ([`thread_token`]), or 0.
-    writer: AtomicU64,
+    writer: TokenCell,
 }
 
-thread_local! {
+thread_locals! {
     /// Its address tells threads apart. Const and without destructor, so safe in a signal handler.
-    static TOKEN: Cell<u8> = const { Cell::new(0) };
+    static TOKEN: Cell<u8> = Cell::new(0);
 }
 
 fn thread_token() -> u64 {
@@ -114,15 +110,23 @@ impl<'a> WriteGuard<'a> {
     }
 }
 
+impl Default for MmapLock {
+    fn default() -> MmapLock {
+        MmapLock::new()
+    }
+}
+
 impl MmapLock {
+    const_fn! {
     /// A free lock.
     pub const fn new() -> MmapLock {
         MmapLock {
             word: AtomicU64::new(0),
             reader_turn: AtomicU32::new(0),
             writer_turn: AtomicU32::new(0),
-            writer: AtomicU64::new(0),
+            writer: TokenCell::new(0),
         }
+    }
     }
 
     /// Waits for the lock and takes it for reading. Async-signal-safe.
@@ -194,7 +198,7 @@ impl MmapLock {
             if self.try_lock_read() {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -247,7 +251,7 @@ impl MmapLock {
             {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         // From here on new readers wait.
         self.word.fetch_add(WRITER_WAITING, Ordering::Relaxed);

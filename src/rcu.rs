@@ -45,14 +45,14 @@
 //! mutator's next [`poll`] pushes the grace periods along and frees what is
 //! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
 
-use crate::sync::{AtomicBool, AtomicU64, Backoff, Mutex, Ordering, compiler_fence, fence};
+use crate::membarrier;
+use crate::sync::{AtomicU64, Backoff, MODEL, Mutex, Ordering, array, const_fn, statics};
 use crate::thread::{self, SLOTS};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::sync::Once;
 
 /// Deferred items on one slot before [`poll`] looks for a grace period.
-pub const BATCH: usize = 1024;
+pub const BATCH: usize = if MODEL { 1 } else { 1024 };
 /// Deferred items on one slot at which the mutator waits for a grace period.
 pub const BACKLOG_MAX: usize = 8192;
 
@@ -68,8 +68,10 @@ pub(crate) struct ThreadWords {
 }
 
 impl ThreadWords {
+    const_fn! {
     pub(crate) const fn new() -> ThreadWords {
-        ThreadWords { word: [const { AtomicU64::new(0) }; 2] }
+        ThreadWords { word: array![AtomicU64::new(0); 2] }
+    }
     }
 
     /// # Panics
@@ -105,10 +107,12 @@ struct Progress {
     drained: bool,
 }
 
-/// Short sections: tree walks, lock attempts. Never held across a wait.
-pub static READERS: Domain = Domain::new(0);
-/// A whole fault. Waited for only when an address space is torn down.
-pub static FAULTS: Domain = Domain::new(1);
+statics! {
+    /// Short sections: tree walks, lock attempts. Never held across a wait.
+    pub static READERS: Domain = Domain::new(0);
+    /// A whole fault. Waited for only when an address space is torn down.
+    pub static FAULTS: Domain = Domain::new(1);
+}
 
 /// A read section of one [`Domain`]; ends when dropped, on the same thread.
 #[must_use = "the section ends when the guard is dropped"]
@@ -151,15 +155,17 @@ impl Drop for ReadGuard {
 }
 
 impl Domain {
+    const_fn! {
     const fn new(index: usize) -> Domain {
         Domain {
             index,
             started: AtomicU64::new(1),
             completed: AtomicU64::new(1),
-            shared: [const { AtomicU64::new(0) }; 2],
+            shared: array![AtomicU64::new(0); 2],
             phase: AtomicU64::new(0),
             progress: Mutex::new(Progress { target: 0, slots_seen: 0, flips: 0, drained: false }),
         }
+    }
     }
 
     /// Enters a read section. Async-signal-safe.
@@ -182,7 +188,7 @@ impl Domain {
             // is then older than need be, which only makes a grace period wait
             // for us.
             word.store(number << NEST_BITS | 1, Ordering::Relaxed);
-            light_barrier();
+            membarrier::light();
         } else {
             assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
             word.store(old + 1, Ordering::Relaxed);
@@ -209,7 +215,7 @@ impl Domain {
         // AcqRel: Release pairs with the Acquire in `enter`; everything unlinked
         // by mutators whose stamps we saw happens before.
         let target = self.started.fetch_add(1, Ordering::AcqRel) + 1;
-        heavy_barrier();
+        membarrier::heavy();
         *progress = Progress { target, slots_seen: 0, flips: 0, drained: true };
     }
 
@@ -249,6 +255,12 @@ impl Domain {
         self.completed.store(progress.target, Ordering::Release);
         progress.target = 0;
         true
+    }
+
+    /// Whether this is [`READERS`].
+    #[inline]
+    pub(crate) fn protects_readers(&self) -> bool {
+        self.index == 0
     }
 
     /// The stamp for an object unlinked before this call: it may be freed when
@@ -301,7 +313,7 @@ impl Domain {
             // A section is short, but its thread may be preempted: spin, yield,
             // then sleep.
             if backoff.is_completed() {
-                std::thread::sleep(std::time::Duration::from_micros(50));
+                std::thread::sleep(std::time::Duration::from_micros(50)); // never in a model
             } else {
                 backoff.snooze();
             }
@@ -329,8 +341,10 @@ struct Deferred {
 // SAFETY: `defer`'s caller promises that `reclaim(object)` may run on any thread.
 unsafe impl Send for Deferred {}
 
-/// One queue for each slot and one for threads that have none.
-static QUEUES: [Mutex<VecDeque<Deferred>>; SLOTS + 1] = [const { Mutex::new(VecDeque::new()) }; SLOTS + 1];
+statics! {
+    /// One queue for each slot and one for threads that have none.
+    static QUEUES: [Mutex<VecDeque<Deferred>>; SLOTS + 1] = array![Mutex::new(VecDeque::new()); SLOTS + 1];
+}
 
 fn my_queue() -> &'static Mutex<VecDeque<Deferred>> {
     thread::announce();
@@ -425,7 +439,7 @@ fn run_due(queue: &Mutex<VecDeque<Deferred>>) -> usize {
 /// on every thread's behalf (`rcu_barrier`).
 pub fn barrier() {
     READERS.synchronize();
-    for queue in &QUEUES {
+    for queue in QUEUES.iter() {
         run_due(queue);
     }
 }
@@ -445,45 +459,10 @@ pub fn stats() -> Stats {
     Stats { grace_periods: READERS.grace_periods(), backlog }
 }
 
-/// Sections rely on `membarrier`, not on a fence of their own.
-static ASYMMETRIC: AtomicBool = AtomicBool::new(false);
-
-/// Reader's half of the barrier pair: orders the word's store before the
-/// section's loads, as far as the heavy barrier needs.
-#[inline]
-fn light_barrier() {
-    // Relaxed: set once, before the first grace period (`heavy_barrier`); a
-    // reader that still sees false only does more than it must.
-    if ASYMMETRIC.load(Ordering::Relaxed) {
-        compiler_fence(Ordering::SeqCst);
-    } else {
-        fence(Ordering::SeqCst);
-    }
-}
-
-/// Writer's half: a full fence on every running thread of the process.
-fn heavy_barrier() {
-    const REGISTER: i32 = 1 << 4; // MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
-    const EXPEDITED: i32 = 1 << 3; // MEMBARRIER_CMD_PRIVATE_EXPEDITED
-    static SETUP: Once = Once::new();
-    // SAFETY: membarrier takes no pointers.
-    let membarrier = |command: i32| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-    SETUP.call_once(|| {
-        if membarrier(REGISTER) == 0 {
-            // Readers that began before this store have fenced by themselves.
-            ASYMMETRIC.store(true, Ordering::SeqCst);
-        }
-    });
-    fence(Ordering::SeqCst);
-    if ASYMMETRIC.load(Ordering::Relaxed) {
-        let result = membarrier(EXPEDITED);
-        assert_eq!(result, 0, "membarrier failed after it was registered");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::AtomicBool;
     use crate::sync::{AtomicPtr, AtomicUsize};
     use std::sync::Arc;
     use std::sync::mpsc;

@@ -26,8 +26,10 @@
 //!
 //! Not for the fault path: `alloc` and `free` are for mutators.
 
+use crate::races;
 use crate::rcu;
-use crate::sync::{AtomicPtr, AtomicUsize, Mutex, Ordering};
+use crate::sync::plain::{AtomicUsize, Ordering};
+use crate::sync::{AtomicPtr, MODEL, Mutex, array, const_fn, track};
 use crate::thread::{self, SLOTS};
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::{self, NonNull};
@@ -35,9 +37,9 @@ use std::ptr::{self, NonNull};
 /// Bytes in a slab page, and its alignment.
 pub const SLAB_BYTES: usize = 32 * 1024;
 /// Free objects that a thread keeps to itself.
-pub const MAGAZINE: usize = 32;
+pub const MAGAZINE: usize = if MODEL { 2 } else { 32 };
 /// Wholly free pages that the depot keeps before it returns one.
-const EMPTY_PAGES_KEPT: usize = 2;
+const EMPTY_PAGES_KEPT: usize = if MODEL { 0 } else { 2 };
 /// Words of the free bitmap: enough for 16-byte objects and larger.
 const BITMAP_WORDS: usize = 32;
 
@@ -57,6 +59,11 @@ pub struct Slab<T: 'static> {
     magazines: [AtomicPtr<Magazine<T>>; SLOTS],
     depot: Mutex<Depot>,
     pages: AtomicUsize,
+    /// Every page ever made: a model keeps them all until it ends.
+    #[cfg(any(loom, shuttle))]
+    kept: std::sync::Mutex<Vec<PagePtr>>,
+    #[cfg(any(loom, shuttle))]
+    magazines_made: std::sync::Mutex<Vec<MagazinePtr<T>>>,
 }
 
 // SAFETY: a magazine is only used by the thread that owns its slot (see
@@ -68,6 +75,12 @@ struct Magazine<T> {
     len: usize,
     objects: [*mut T; MAGAZINE],
 }
+
+#[cfg(any(loom, shuttle))]
+struct MagazinePtr<T>(*mut Magazine<T>);
+// SAFETY: only freed through it, when the slab goes.
+#[cfg(any(loom, shuttle))]
+unsafe impl<T> Send for MagazinePtr<T> {}
 
 /// Head of a slab page. All fields are under the depot's mutex.
 struct PageHead {
@@ -105,25 +118,38 @@ impl<T> Slab<T> {
     const FIRST: usize = size_of::<PageHead>().next_multiple_of(align_of::<T>());
     /// Objects in a page.
     const PER_PAGE: usize = {
-        assert!(size_of::<T>() >= 16 && align_of::<T>() <= 4096 && !std::mem::needs_drop::<T>());
+        // (loom's atomics have drop glue that does nothing.)
+        assert!(size_of::<T>() >= 16 && align_of::<T>() <= 4096 && (MODEL || !std::mem::needs_drop::<T>()));
         let n = (SLAB_BYTES - Self::FIRST) / size_of::<T>();
         assert!(n > 0, "an object does not fit into a slab page");
-        if n > BITMAP_WORDS * 64 { BITMAP_WORDS * 64 } else { n }
+        if MODEL {
+            2
+        } else if n > BITMAP_WORDS * 64 {
+            BITMAP_WORDS * 64
+        } else {
+            n
+        }
     };
     const LAYOUT: Layout = match Layout::from_size_align(SLAB_BYTES, SLAB_BYTES) {
         Ok(layout) => layout,
         Err(_) => panic!("slab layout"),
     };
 
+    const_fn! {
     /// A slab whose slots are made by `construct`, once each.
     pub const fn new(construct: fn() -> T, page_return: PageReturn) -> Slab<T> {
         Slab {
             construct,
             page_return,
-            magazines: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
+            magazines: array![AtomicPtr::new(ptr::null_mut()); SLOTS],
             depot: Mutex::new(Depot { partial: Vec::new(), empty: 0 }),
             pages: AtomicUsize::new(0),
+            #[cfg(any(loom, shuttle))]
+            kept: std::sync::Mutex::new(Vec::new()),
+            #[cfg(any(loom, shuttle))]
+            magazines_made: std::sync::Mutex::new(Vec::new()),
         }
+    }
     }
 
     /// An object, as its last owner (or the constructor) left it. `None` when
@@ -194,6 +220,8 @@ impl<T> Slab<T> {
         }
         let magazine = Box::into_raw(Box::new(Magazine { len: 0, objects: [ptr::null_mut(); MAGAZINE] }));
         cell.store(magazine, Ordering::Relaxed);
+        #[cfg(any(loom, shuttle))]
+        self.magazines_made.lock().expect("magazines").push(MagazinePtr(magazine));
         Some(magazine)
     }
 
@@ -316,18 +344,34 @@ impl<T> Slab<T> {
         // SAFETY: the head lies at the page's start, before the first slot.
         unsafe { page.write(PageHead { position: usize::MAX, free: Self::PER_PAGE, bitmap }) };
         self.pages.fetch_add(1, Ordering::Relaxed);
+        track::born(page.as_ptr());
+        #[cfg(any(loom, shuttle))]
+        self.kept.lock().expect("kept pages").push(PagePtr(page));
         Some(PagePtr(page))
     }
 
     /// # Safety
     /// `page` is a slab page that nobody can reach any more.
     unsafe fn release_page(page: *mut ()) {
-        if cfg!(debug_assertions) {
+        track::died(page);
+        if MODEL {
+            return;
+        }
+        if races::POISON {
             // SAFETY: the page is ours.
             unsafe { ptr::write_bytes(page.cast::<u8>(), 0x5a, SLAB_BYTES) };
         }
         // SAFETY: allocated in `make_page` with the same layout.
         unsafe { dealloc(page.cast(), Self::LAYOUT) };
+    }
+
+    /// In a model build: reports a look at an object whose page has been given
+    /// back.
+    #[inline(always)]
+    pub(crate) fn looked_at(object: NonNull<T>) {
+        if MODEL {
+            track::used(Self::page_of(object.as_ptr()).as_ptr().cast::<()>());
+        }
     }
 
     /// How much the slab holds now.
@@ -337,6 +381,20 @@ impl<T> Slab<T> {
             object_bytes: size_of::<T>(),
             objects_per_page: Self::PER_PAGE,
         }
+    }
+}
+
+#[cfg(any(loom, shuttle))]
+impl<T> Drop for Slab<T> {
+    fn drop(&mut self) {
+        for PagePtr(page) in self.kept.get_mut().expect("kept pages").drain(..) {
+            // SAFETY: the execution is over, nobody holds a pointer.
+            unsafe { dealloc(page.as_ptr().cast(), Self::LAYOUT) };
+        }
+        self.magazines_made.get_mut().expect("magazines").drain(..).for_each(|magazine| {
+            // SAFETY: from `Box::into_raw` in `magazine`, and dropped once.
+            drop(unsafe { Box::from_raw(magazine.0) });
+        });
     }
 }
 

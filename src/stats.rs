@@ -5,7 +5,7 @@
 //! announced themselves share one slot with atomic additions. Nothing here
 //! allocates, so all of it may be used in a signal handler.
 
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
 use crate::thread;
 
 macro_rules! counters {

@@ -13,12 +13,12 @@
 //! left in one (counts, magazines) passes to the next.
 
 use crate::stats::ThreadStats;
-use crate::sync::{AtomicBool, AtomicUsize, CachePadded, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, CachePadded, MODEL, Ordering, array, const_fn, statics, thread_locals};
 use std::cell::Cell;
 use std::ptr;
 
 /// Announced threads alive at once; more share the shared slot.
-pub const SLOTS: usize = 1024;
+pub const SLOTS: usize = if MODEL { 4 } else { 1024 };
 
 /// One thread's slot.
 pub(crate) struct Slot {
@@ -28,12 +28,14 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    const_fn! {
     const fn new() -> Slot {
         Slot {
             taken: AtomicBool::new(false),
             rcu: CachePadded::new(crate::rcu::ThreadWords::new()),
             stats: CachePadded::new(ThreadStats::new()),
         }
+    }
     }
 
     /// Position in the table, below [`SLOTS`].
@@ -42,18 +44,20 @@ impl Slot {
     }
 }
 
-/// All zero bytes, so that it costs memory only where it is used.
-static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
-static SHARED: Slot = Slot::new();
-/// Slots ever taken are `TABLE[..HIGH_WATER]`.
-static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+statics! {
+    /// All zero bytes, so that it costs memory only where it is used.
+    static TABLE: [Slot; SLOTS] = array![Slot::new(); SLOTS];
+    static SHARED: Slot = Slot::new();
+    /// Slots ever taken are `TABLE[..HIGH_WATER]`.
+    static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+}
 
-thread_local! {
+thread_locals! {
     /// This thread's slot or null. Const-initialised and without destructor:
     /// async-signal-safe to read.
-    static CURRENT: Cell<*const Slot> = const { Cell::new(ptr::null()) };
+    static CURRENT: Cell<*const Slot> = Cell::new(ptr::null());
     /// Gives the slot back when the thread exits.
-    static LEASE: Lease = const { Lease(Cell::new(ptr::null())) };
+    static LEASE: Lease = Lease(Cell::new(ptr::null()));
 }
 
 struct Lease(Cell<*const Slot>);
@@ -91,7 +95,7 @@ pub(crate) fn shared() -> &'static Slot {
 pub(crate) fn all() -> impl Iterator<Item = &'static Slot> {
     // SeqCst: pairs with the SeqCst in `announce`. A grace period that misses a
     // slot here took place before its owner's first read section.
-    TABLE[..HIGH_WATER.load(Ordering::SeqCst)].iter().chain(std::iter::once(&SHARED))
+    TABLE[..HIGH_WATER.load(Ordering::SeqCst)].iter().chain(std::iter::once(shared()))
 }
 
 /// Gives the calling thread a slot of its own, so that its faults and

@@ -9,14 +9,17 @@ use super::{Abort, LockScheme};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::slab::{PageReturn, Slab};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::plain::{AtomicBool, Ordering};
+use crate::sync::statics;
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
 /// The baseline; see the file's documentation.
 pub enum MmapOnly {}
 
-static VM_AREA_CACHEP: Slab<Vma<MmapOnly>> = Slab::new(Vma::construct, PageReturn::AtOnce);
+statics! {
+    static VM_AREA_CACHEP: Slab<Vma<MmapOnly>> = Slab::new(Vma::construct, PageReturn::AtOnce);
+}
 
 /// Only what assertions need.
 pub struct VmaLock {

@@ -28,13 +28,15 @@ pub use typesafe::TypeSafe;
 
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
+use crate::races::{Mutant, Point, mutant, point};
+use crate::rcu::ReadGuard;
 use crate::slab::Slab;
 use crate::stats::Counter;
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
 /// Walks repeated for detached VMAs before a fault takes the mmap lock.
-const MISS_MAX: u32 = 16;
+const MISS_MAX: u32 = if crate::sync::MODEL { 2 } else { 16 };
 
 /// Why a lookup gave no locked VMA. The fault falls back to the mmap lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,22 @@ impl Abort {
         }
     }
 }
+
+/// Asks a writer that waits killably to give up; see [`Mm::kill`](crate::mm::Mm::kill).
+#[derive(Debug, Default)]
+pub struct Kill(pub(crate) crate::sync::plain::AtomicBool);
+
+impl Kill {
+    /// Whether it was fired.
+    pub fn is_fired(&self) -> bool {
+        // SeqCst: a model's plain atomic; the wake-up word orders it.
+        self.0.load(crate::sync::Ordering::SeqCst)
+    }
+}
+
+/// The writer was told to give up (-EINTR).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Killed;
 
 /// How a fault finds and holds a VMA, and what mutators do so that it may.
 ///
@@ -117,13 +135,25 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     /// holds `mm`'s mmap lock for writing.
     fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>);
 
+    /// [`vma_start_write`](LockScheme::vma_start_write) that gives up when
+    /// `kill` is fired (`vma_start_write_killable`, Linux 6.19). The older
+    /// schemes have no such thing and wait to the end.
+    ///
+    /// # Errors
+    /// [`Killed`]: the VMA is not write-locked, and readers may come again.
+    fn vma_start_write_killable(mm: &MmCore<Self>, vma: &Vma<Self>, kill: &Kill) -> Result<(), Killed> {
+        let _ = kill;
+        Self::vma_start_write(mm, vma);
+        Ok(())
+    }
+
     /// Makes a finished VMA findable, write-locked. Waits for stale readers of
     /// the object's former lives. The caller holds the mmap lock for writing.
     fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>);
 
     /// Prepares the lock of a detached object for a new life, if the scheme
-    /// keeps anything that must not last (`vma_lock_init`). Stale readers may be
-    /// at it.
+    /// keeps anything that must not last (`vma_lock_init`). The last step of
+    /// filling it in; stale readers may be at it.
     fn vma_init(_vma: &Vma<Self>) {}
 
     /// Gives a detached object back (`vm_area_free`).
@@ -144,4 +174,65 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
 
     /// Readers that hold the VMA's own lock now (oracle O4, at rest).
     fn readers(vma: &Vma<Self>) -> u32;
+}
+
+/// The object that a walk found, for as long as the section lasts.
+///
+/// # Safety
+/// A walk in this section found it: its memory stays a `Vma<S>` until the
+/// section ends, whoever owns the object by then.
+#[inline(always)]
+pub(crate) unsafe fn found_in<S: LockScheme>(_section: &ReadGuard, vma: NonNull<Vma<S>>) -> &Vma<S> {
+    Slab::looked_at(vma);
+    // SAFETY: the caller's promise.
+    unsafe { vma.as_ref() }
+}
+
+/// One lookup's walks through the tree. Nothing of a walk outlives the RCU
+/// section it was made in (I8, R8); the mutant that keeps its position is here.
+#[derive(Default)]
+struct Walk {
+    /// The root that the mutant keeps.
+    #[cfg(any(feature = "races", loom, shuttle))]
+    kept: Option<crate::tree::Position>,
+}
+
+impl Walk {
+    /// Walks from the root, or (the mutant) from where the walk before began.
+    #[inline(always)]
+    fn find<S: LockScheme>(
+        &mut self,
+        mm: &MmCore<S>,
+        section: &ReadGuard,
+        addr: VirtAddr,
+    ) -> Result<NonNull<Vma<S>>, Abort> {
+        let snapshot = mm.tree.snapshot(section);
+        #[cfg(any(feature = "races", loom, shuttle))]
+        let snapshot = if mutant(Mutant::TreePositionKept) {
+            // SAFETY: there is none. That is the mutant; freed nodes are
+            // poisoned and the walk reports it.
+            unsafe { snapshot.at(*self.kept.get_or_insert_with(|| snapshot.position())) }
+        } else {
+            snapshot
+        };
+        point(Point::Walk);
+        let found = snapshot.lookup(addr).ok_or(Abort::NoVma)?;
+        point(Point::H1);
+        Ok(found)
+    }
+}
+
+/// The address space whose number a reader of `mm` compares with: its own. (The
+/// mutant takes the object's word for it, as before the seed: case 2.)
+#[inline(always)]
+fn number_of<'a, S: LockScheme>(mm: &'a MmCore<S>, vma: &'a Vma<S>) -> &'a MmCore<S> {
+    let counts = if mutant(Mutant::NumberOfForeignMm) {
+        // SAFETY: builds with mutants keep the memory of dead address spaces.
+        unsafe { &*vma.vm_mm() }
+    } else {
+        mm
+    };
+    point(Point::Number);
+    counts.assert_alive();
+    counts
 }

@@ -29,21 +29,24 @@
 //!   the section keeps its memory for the wake-up.
 
 use super::typesafe::VmaSem;
-use super::{Abort, LockScheme, MISS_MAX};
+use super::{Abort, LockScheme, MISS_MAX, Walk, found_in};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
+use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu;
 use crate::slab::{PageReturn, Slab};
 use crate::stats::{Counter, count};
-use crate::sync::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering, statics};
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
 /// Linux 6.4's scheme; see the file's documentation.
 pub enum Rcu {}
 
-/// Objects come back after a grace period, so pages may go at once.
-static VM_AREA_CACHEP: Slab<Vma<Rcu>> = Slab::new(Vma::construct, PageReturn::AtOnce);
+statics! {
+    /// Objects come back after a grace period, so pages may go at once.
+    static VM_AREA_CACHEP: Slab<Vma<Rcu>> = Slab::new(Vma::construct, PageReturn::AtOnce);
+}
 
 /// The lock of a VMA.
 pub struct VmaLock {
@@ -70,18 +73,21 @@ unsafe impl LockScheme for Rcu {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
+        let mut walk = Walk::default();
         for _ in 0..MISS_MAX {
             let section = rcu::read();
-            let found = mm.tree.snapshot(&section).lookup(addr).ok_or(Abort::NoVma)?;
-            // SAFETY: found in this section, so not freed before it ends.
-            let vma = unsafe { found.as_ref() };
+            let found = walk.find(mm, &section, addr)?;
+            // SAFETY: found in this section.
+            let vma = unsafe { found_in(&section, found) };
             start_read(mm, vma)?;
-            if vma.lock.detached.load(Ordering::Relaxed) {
+            if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
                 vma.lock.sem.up_read();
                 count(Counter::VmaLockMiss);
+                drop(section);
+                point(Point::H13);
                 continue;
             }
-            if !vma.range_now_contains(addr) {
+            if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
                 vma.lock.sem.up_read();
                 return Err(Abort::OtherRange);
             }
@@ -99,25 +105,40 @@ unsafe impl LockScheme for Rcu {
 
     fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>) {
         debug_assert!(mm.mmap_lock.is_write_held_by_me() && Self::is_attached(vma));
+        let number = mm.mm_lock_seq.load(Ordering::Relaxed);
+        if mutant(Mutant::EqualNumbersSkipDrain) && vma.lock.vm_lock_seq.load(Ordering::Relaxed) == number {
+            return;
+        }
         vma.lock.sem.down_write();
+        point(Point::Drained);
         // Relaxed: read by whoever acquires `sem` after us.
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        vma.lock.vm_lock_seq.store(number, Ordering::Relaxed);
+        point(Point::H12);
         vma.lock.sem.up_write();
     }
 
     fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>) {
         debug_assert!(mm.mmap_lock.is_write_held_by_me());
-        assert!(vma.lock.detached.load(Ordering::Relaxed), "VMA attached twice");
-        assert_eq!(vma.lock.sem.readers(), 0, "a reader outlived the grace period");
-        // Nobody knows the object yet; the tree's root publishes it (Release).
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        if !vma.lock.detached.load(Ordering::Relaxed) {
+            races::violation(Oracle::O4, "VMA attached twice");
+        }
+        if vma.lock.sem.readers() != 0 {
+            races::violation(Oracle::O6, "a reader outlived the grace period");
+        }
+        if !mutant(Mutant::AttachUnlocked) {
+            // Nobody knows the object yet; the tree's root publishes it (Release).
+            vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         vma.lock.detached.store(false, Ordering::Relaxed);
     }
 
     fn vma_mark_detached(vma: &Vma<Self>) {
         // Write-locked: readers are drained, and refuse it by number until the
         // end of the section publishes the flag.
-        assert!(!vma.lock.detached.swap(true, Ordering::Relaxed), "VMA detached twice");
+        if vma.lock.detached.load(Ordering::Relaxed) {
+            races::violation(Oracle::O4, "VMA detached twice");
+        }
+        vma.lock.detached.store(true, Ordering::Relaxed);
     }
 
     /// `call_rcu(&vma->vm_rcu, ..)`
@@ -125,6 +146,10 @@ unsafe impl LockScheme for Rcu {
         unsafe fn free(vma: *mut ()) {
             // SAFETY: deferred below, once; no section can have found it since.
             unsafe { VM_AREA_CACHEP.free(NonNull::new_unchecked(vma.cast())) };
+        }
+        if mutant(Mutant::FreeWithoutGracePeriod) {
+            // SAFETY: the caller's; that readers may be at it is the mutant.
+            return unsafe { free(vma.as_ptr().cast()) };
         }
         // SAFETY: detached and out of the tree, so no section that begins now
         // can find it; the slab's `free` neither defers (its pages go at once)
@@ -149,9 +174,11 @@ fn start_read(mm: &MmCore<Rcu>, vma: &Vma<Rcu>) -> Result<(), Abort> {
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed) {
         return Err(Abort::WriteLockedEarly);
     }
+    point(Point::H2);
     if !vma.lock.sem.try_down_read() {
         return Err(Abort::Contended);
     }
+    point(Point::H3);
     // Acquire: pairs with the Release in `MmCore::end_write_all`. Must come
     // after the lock.
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {

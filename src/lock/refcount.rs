@@ -39,13 +39,14 @@
 //!   freed on the fault path.
 //! - *The limit*: covers both the flag and an overflow (R13).
 
-use super::{Abort, LockScheme, MISS_MAX};
+use super::{Abort, Kill, Killed, LockScheme, MISS_MAX, Walk, found_in, number_of};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
+use crate::races::{self, Knob, Mutant, Oracle, Point, knob, mutant, point};
 use crate::rcu;
 use crate::slab::{PageReturn, Slab};
 use crate::stats::{Counter, count};
-use crate::sync::{AtomicU32, Ordering, futex_wait, futex_wake};
+use crate::sync::{AtomicU32, Ordering, SPINS, futex_wait, spin_loop, statics};
 use crate::vma::Vma;
 use std::ptr::{self, NonNull};
 
@@ -56,10 +57,16 @@ pub enum RefCount {}
 const EXCLUDE_READERS: u32 = 0x4000_0000;
 /// VM_REFCNT_LIMIT, `VMA_REF_LIMIT` before 7.0: highest count that a reader may make.
 const REFCNT_LIMIT: u32 = EXCLUDE_READERS - 1;
-/// Looks at the count before a writer sleeps.
-const SPINS: u32 = 200;
 
-static VM_AREA_CACHEP: Slab<Vma<RefCount>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
+/// [`REFCNT_LIMIT`], unless a knob says that two readers are many.
+#[inline(always)]
+fn refcnt_limit() -> u32 {
+    if knob(Knob::TwoReaders) { 3 } else { REFCNT_LIMIT }
+}
+
+statics! {
+    static VM_AREA_CACHEP: Slab<Vma<RefCount>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
+}
 
 /// The lock embedded in a VMA object.
 pub struct VmaLock {
@@ -93,23 +100,25 @@ unsafe impl LockScheme for RefCount {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
+        let mut walk = Walk::default();
         for _ in 0..MISS_MAX {
             // The section is left before the next walk: no tree position
             // outlives it (I8, R8).
             let section = rcu::read();
-            let found = mm.tree.snapshot(&section).lookup(addr).ok_or(Abort::NoVma)?;
-            // SAFETY: found in this section, so the object's memory stays a
-            // `Vma<RefCount>` until the section ends, whoever owns it.
-            let vma = unsafe { found.as_ref() };
+            let found = walk.find(mm, &section, addr)?;
+            // SAFETY: found in this section.
+            let vma = unsafe { found_in(&section, found) };
             match start_read(mm, vma) {
                 Ok(()) => {}
                 Err(Refused::Detached) => {
                     count(Counter::VmaLockMiss);
+                    drop(section);
+                    point(Point::H13);
                     continue;
                 }
                 Err(Refused::For(abort)) => return Err(abort),
             }
-            if vma.range_now_contains(addr) {
+            if vma.range_now_contains(addr) || mutant(Mutant::NoRangeCheck) {
                 return Ok(found);
             }
             put(vma, mm);
@@ -129,21 +138,22 @@ unsafe impl LockScheme for RefCount {
     }
 
     fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>) {
-        debug_assert!(mm.mmap_lock.is_write_held_by_me() && Self::is_attached(vma));
-        // Relaxed: the wait below acquires.
-        vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
-        wait_for_readers(mm, vma, EXCLUDE_READERS + 1);
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
-        // Release: pairs with the Acquire of a reader's increment, which then
-        // sees the number.
-        vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Release);
+        start_write(mm, vma, None).expect("nobody can tell it to give up");
+    }
+
+    fn vma_start_write_killable(mm: &MmCore<Self>, vma: &Vma<Self>, kill: &Kill) -> Result<(), Killed> {
+        start_write(mm, vma, Some(kill))
     }
 
     fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>) {
         debug_assert!(mm.mmap_lock.is_write_held_by_me());
-        assert_eq!(vma.lock.vm_refcnt.load(Ordering::Relaxed), 0, "VMA attached twice");
-        // Attached means write-locked, until the mmap lock is released (R23).
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        if vma.lock.vm_refcnt.load(Ordering::Relaxed) != 0 && !mutant(Mutant::AttachTwice) {
+            races::violation(Oracle::O4, "VMA attached twice");
+        }
+        if !mutant(Mutant::AttachUnlocked) {
+            // Attached means write-locked, until the mmap lock is released (R23).
+            vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         // Release: pairs with the Acquire of a reader's increment (I3).
         vma.lock.vm_refcnt.store(1, Ordering::Release);
     }
@@ -154,25 +164,45 @@ unsafe impl LockScheme for RefCount {
         debug_assert!(mm.mmap_lock.is_write_held_by_me());
         // Acquire: pairs with the Release of readers that have left.
         let before = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Acquire);
-        assert!(before != 0 && before & EXCLUDE_READERS == 0, "VMA detached twice");
+        if before == 0 || before & EXCLUDE_READERS != 0 {
+            races::violation(Oracle::O4, "VMA detached twice");
+        }
         if before == 1 {
+            return;
+        }
+        if mutant(Mutant::DetachDoesNotDrain) {
             return;
         }
         // Readers that raised the count after the number was set, and are about
         // to see it and leave; and readers of other mms.
         let left = vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
         if left != 0 {
-            wait_for_readers(mm, vma, EXCLUDE_READERS);
+            wait_for_readers(mm, vma, EXCLUDE_READERS, None).expect("nobody can tell it to give up");
         }
         let before = vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Acquire);
-        assert_eq!(before, EXCLUDE_READERS, "reader on a detached VMA");
+        if before != EXCLUDE_READERS {
+            races::violation(Oracle::O4, "reader on a detached VMA");
+        }
     }
 
     /// `vm_area_alloc`, `vm_area_dup`: the number of a former life means nothing.
     fn vma_init(vma: &Vma<Self>) {
-        debug_assert_eq!(vma.lock.vm_refcnt.load(Ordering::Relaxed), 0);
+        if mutant(Mutant::DupCopiesLock) {
+            vma.lock.vm_refcnt.store(1, Ordering::Relaxed);
+        }
+        point(Point::H6);
+        if mutant(Mutant::DupCopiesLock) {
+            vma.lock.vm_refcnt.store(0, Ordering::Relaxed);
+        }
+        debug_assert!(races::ENABLED || vma.lock.vm_refcnt.load(Ordering::Relaxed) == 0);
         // Relaxed: a count of zero keeps readers from it.
         vma.lock.vm_lock_seq.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    unsafe fn vma_free(vma: NonNull<Vma<Self>>) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::slab().free(vma) };
+        point(Point::Freed);
     }
 
     fn is_attached(vma: &Vma<Self>) -> bool {
@@ -189,15 +219,16 @@ unsafe impl LockScheme for RefCount {
 #[inline]
 fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused> {
     // Nothing relies on this comparison but speed.
-    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed) {
+    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == number_of(mm, vma).mm_lock_seq.load(Ordering::Relaxed) {
         return Err(Refused::For(Abort::WriteLockedEarly));
     }
+    point(Point::H2);
     let mut refcnt = vma.lock.vm_refcnt.load(Ordering::Relaxed);
     loop {
-        if refcnt == 0 {
+        if refcnt == 0 && !mutant(Mutant::NoDetachedCheck) {
             return Err(Refused::Detached);
         }
-        if refcnt >= REFCNT_LIMIT {
+        if refcnt >= refcnt_limit() && !mutant(Mutant::NoCountLimit) {
             return Err(Refused::For(Abort::Contended));
         }
         // Acquire: pairs with the Release of attach and of a writer's end.
@@ -206,8 +237,9 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
             Err(now) => refcnt = now,
         }
     }
+    point(Point::H3);
     let vm_mm = vma.vm_mm();
-    if !ptr::eq(vm_mm, mm) {
+    if !ptr::eq(vm_mm, mm) && !mutant(Mutant::NoMmCheck) {
         put_foreign(vma, vm_mm);
         return Err(Refused::For(Abort::OtherMm));
     }
@@ -223,9 +255,15 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
 /// for (`vma_refcount_put`). `mm` is the VMA's, and stays while this runs.
 #[inline]
 fn put(vma: &Vma<RefCount>, mm: &MmCore<RefCount>) {
+    point(Point::H4);
     // Release: pairs with the Acquire in `wait_for_readers`.
-    let left = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Release) - 1;
+    let before = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Release);
+    if races::POISON && before & !EXCLUDE_READERS == 0 {
+        races::violation(Oracle::O4, "a VMA's count was given back that nobody held");
+    }
+    let left = before.wrapping_sub(1);
     if left & EXCLUDE_READERS != 0 && left <= EXCLUDE_READERS + 1 {
+        point(Point::H5);
         wake_writer(mm);
     }
 }
@@ -233,6 +271,10 @@ fn put(vma: &Vma<RefCount>, mm: &MmCore<RefCount>) {
 /// Gives back a count of an object that turned out to belong to another mm.
 #[cold]
 fn put_foreign(vma: &Vma<RefCount>, vm_mm: *const MmCore<RefCount>) {
+    if mutant(Mutant::ForeignMmNotPinned) {
+        // SAFETY: builds with mutants keep the memory of dead address spaces.
+        return put(vma, unsafe { &*vm_mm });
+    }
     // SAFETY: we hold the count, so the object is attached to, or draining in,
     // this mm, whose exit waits for us before it drops its reference.
     let pinned = unsafe { MmCore::grab(vm_mm) };
@@ -243,27 +285,63 @@ fn put_foreign(vma: &Vma<RefCount>, vm_mm: *const MmCore<RefCount>) {
 
 #[cold]
 fn wake_writer(mm: &MmCore<RefCount>) {
-    // Release: pairs with the Acquire in `wait_for_readers`.
-    mm.vma_writer_wait.fetch_add(1, Ordering::Release);
-    futex_wake(&mm.vma_writer_wait, 1);
+    mm.assert_alive();
+    mm.wake_vma_writer();
 }
 
-/// Waits until the count has fallen to `target`.
-fn wait_for_readers(mm: &MmCore<RefCount>, vma: &Vma<RefCount>, target: u32) {
+/// `vma_start_write`, killable or not.
+fn start_write(mm: &MmCore<RefCount>, vma: &Vma<RefCount>, kill: Option<&Kill>) -> Result<(), Killed> {
+    debug_assert!(mm.mmap_lock.is_write_held_by_me() && RefCount::is_attached(vma));
+    let number = mm.mm_lock_seq.load(Ordering::Relaxed);
+    if mutant(Mutant::EqualNumbersSkipDrain) && vma.lock.vm_lock_seq.load(Ordering::Relaxed) == number {
+        return Ok(());
+    }
+    // Relaxed: the wait below acquires.
+    vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
+    if let Err(killed) = wait_for_readers(mm, vma, EXCLUDE_READERS + 1, kill) {
+        if !mutant(Mutant::InterruptedWriterKeepsFlag) {
+            // Relaxed: nothing was changed; readers may come again (R9).
+            vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Relaxed);
+        }
+        return Err(killed);
+    }
+    point(Point::Drained);
+    vma.lock.vm_lock_seq.store(number, Ordering::Relaxed);
+    point(Point::H12);
+    // Release: pairs with the Acquire of a reader's increment, which then
+    // sees the number.
+    vma.lock.vm_refcnt.fetch_sub(EXCLUDE_READERS, Ordering::Release);
+    Ok(())
+}
+
+/// Waits until the count has fallen to `target`, or `kill` is fired.
+fn wait_for_readers(
+    mm: &MmCore<RefCount>,
+    vma: &Vma<RefCount>,
+    target: u32,
+    kill: Option<&Kill>,
+) -> Result<(), Killed> {
     let mut spins = SPINS;
     loop {
         // Read before the count: a wake-up after our look changes it, and the
         // futex will not sleep (R14). Acquire: keeps the order of the two.
-        let turn = mm.vma_writer_wait.load(Ordering::Acquire);
+        let mut turn = mm.vma_writer_wait.load(Ordering::Acquire);
         // Acquire: pairs with the Release in `put`. (The kernel has a plain
         // read here, ordered by what surrounds it.)
         if vma.lock.vm_refcnt.load(Ordering::Acquire) == target {
-            return;
+            return Ok(());
+        }
+        if kill.is_some_and(Kill::is_fired) {
+            return Err(Killed);
         }
         if spins > 0 {
             spins -= 1;
-            std::hint::spin_loop();
+            spin_loop();
         } else {
+            point(Point::H11);
+            if mutant(Mutant::WakeWordReadLate) {
+                turn = mm.vma_writer_wait.load(Ordering::Acquire);
+            }
             futex_wait(&mm.vma_writer_wait, turn);
         }
     }

@@ -62,23 +62,23 @@
 //! - R12, wrapped numbers: an accidental equality refuses readers (they fall
 //!   back), and is never taken as leave to skip draining.
 
-use super::{Abort, LockScheme, MISS_MAX};
+use super::{Abort, LockScheme, MISS_MAX, Walk, found_in, number_of};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
+use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu;
 use crate::slab::{PageReturn, Slab};
 use crate::stats::{Counter, count};
-use crate::sync::{AtomicBool, AtomicU32, Ordering, futex_wait, futex_wake};
+use crate::sync::{AtomicBool, AtomicU32, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop, statics};
 use crate::vma::Vma;
 use std::ptr::{self, NonNull};
 
 /// The seed's scheme; see the file's documentation.
 pub enum TypeSafe {}
 
-static VM_AREA_CACHEP: Slab<Vma<TypeSafe>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
-
-/// Looks at `sem` before its writer sleeps.
-const SPINS: u32 = 200;
+statics! {
+    static VM_AREA_CACHEP: Slab<Vma<TypeSafe>> = Slab::new(Vma::construct, PageReturn::AfterGracePeriod);
+}
 
 /// The lock embedded in a VMA object.
 pub struct VmaLock {
@@ -105,18 +105,20 @@ unsafe impl LockScheme for TypeSafe {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
+        let mut walk = Walk::default();
         for _ in 0..MISS_MAX {
             // The section is left before the next walk: no tree position
             // outlives it (I8).
             let section = rcu::read();
-            let found = mm.tree.snapshot(&section).lookup(addr).ok_or(Abort::NoVma)?;
-            // SAFETY: found in this section, so the object's memory stays a
-            // `Vma<TypeSafe>` until the section ends, whoever owns it.
-            match lock_found(mm, unsafe { found.as_ref() }, addr) {
+            let found = walk.find(mm, &section, addr)?;
+            // SAFETY: found in this section.
+            match lock_found(mm, unsafe { found_in(&section, found) }, addr) {
                 Ok(()) => return Ok(found),
                 Err(Refused::For(abort)) => return Err(abort),
                 Err(Refused::Detached) => count(Counter::VmaLockMiss),
             }
+            drop(section);
+            point(Point::H13);
         }
         Err(Abort::MissLimit)
     }
@@ -132,27 +134,74 @@ unsafe impl LockScheme for TypeSafe {
 
     fn vma_start_write(mm: &MmCore<Self>, vma: &Vma<Self>) {
         debug_assert!(mm.mmap_lock.is_write_held_by_me() && Self::is_attached(vma));
+        let number = mm.mm_lock_seq.load(Ordering::Relaxed);
+        if mutant(Mutant::EqualNumbersSkipDrain) && vma.lock.vm_lock_seq.load(Ordering::Relaxed) == number {
+            return;
+        }
         vma.lock.sem.down_write();
+        point(Point::Drained);
         // Relaxed: read by whoever acquires `sem` after us.
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        vma.lock.vm_lock_seq.store(number, Ordering::Relaxed);
+        point(Point::H12);
         vma.lock.sem.up_write();
     }
 
     fn vma_mark_attached(mm: &MmCore<Self>, vma: &Vma<Self>) {
         debug_assert!(mm.mmap_lock.is_write_held_by_me());
-        vma.lock.sem.down_write();
-        assert!(vma.lock.detached.load(Ordering::Relaxed), "VMA attached twice");
-        // Attached means write-locked, until the mmap lock is released (R23).
-        vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        let wait = !mutant(Mutant::AttachDoesNotWait);
+        if wait {
+            vma.lock.sem.down_write();
+        }
+        if !vma.lock.detached.load(Ordering::Relaxed) {
+            races::violation(Oracle::O4, "VMA attached twice");
+        }
+        if !mutant(Mutant::AttachUnlocked) {
+            // Attached means write-locked, until the mmap lock is released (R23).
+            vma.lock.vm_lock_seq.store(mm.mm_lock_seq.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         vma.lock.detached.store(false, Ordering::Relaxed);
-        vma.lock.sem.up_write();
+        if wait {
+            vma.lock.sem.up_write();
+        }
     }
 
     fn vma_mark_detached(vma: &Vma<Self>) {
-        vma.lock.sem.down_write();
-        assert!(!vma.lock.detached.load(Ordering::Relaxed), "VMA detached twice");
+        let drain = !mutant(Mutant::DetachDoesNotDrain) && !mutant(Mutant::NumberResetAtFree);
+        if drain {
+            vma.lock.sem.down_write();
+        }
+        if vma.lock.detached.load(Ordering::Relaxed) {
+            races::violation(Oracle::O4, "VMA detached twice");
+        }
         vma.lock.detached.store(true, Ordering::Relaxed);
-        vma.lock.sem.up_write();
+        if drain {
+            vma.lock.sem.up_write();
+        }
+    }
+
+    /// Nothing: the constructor has initialised the lock, once and for all.
+    fn vma_init(vma: &Vma<Self>) {
+        if mutant(Mutant::DupCopiesLock) {
+            vma.lock.detached.store(false, Ordering::Relaxed);
+        }
+        point(Point::H6);
+        if mutant(Mutant::DupCopiesLock) {
+            vma.lock.detached.store(true, Ordering::Relaxed);
+        }
+        if mutant(Mutant::LockInitialisedAtReuse) {
+            vma.lock.sem.word.store(0, Ordering::Relaxed);
+            vma.lock.vm_lock_seq.store(u32::MAX, Ordering::Relaxed);
+        }
+    }
+
+    unsafe fn vma_free(vma: NonNull<Vma<Self>>) {
+        if mutant(Mutant::NumberResetAtFree) {
+            // SAFETY: the caller's, and slab memory.
+            unsafe { vma.as_ref() }.lock.vm_lock_seq.store(u32::MAX, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { Self::slab().free(vma) };
+        point(Point::Freed);
     }
 
     fn is_attached(vma: &Vma<Self>) -> bool {
@@ -180,12 +229,14 @@ enum Refused {
 fn lock_found(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> Result<(), Refused> {
     // Nothing relies on this comparison but speed: a VMA that is being changed
     // is left alone.
-    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed) {
+    if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == number_of(mm, vma).mm_lock_seq.load(Ordering::Relaxed) {
         return Err(Refused::For(Abort::WriteLockedEarly));
     }
+    point(Point::H2);
     if !vma.lock.sem.try_down_read() {
         return Err(Refused::For(Abort::Contended));
     }
+    point(Point::H3);
     let verdict = check_locked(mm, vma, addr);
     if verdict.is_err() {
         vma.lock.sem.up_read();
@@ -203,13 +254,13 @@ fn check_locked(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> R
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
         return Err(Refused::For(Abort::WriteLockedLate));
     }
-    if vma.lock.detached.load(Ordering::Relaxed) {
+    if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
         return Err(Refused::Detached);
     }
-    if !ptr::eq(vma.vm_mm(), mm) {
+    if !ptr::eq(vma.vm_mm(), mm) && !mutant(Mutant::NoMmCheck) {
         return Err(Refused::For(Abort::OtherMm));
     }
-    if !vma.range_now_contains(addr) {
+    if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
         return Err(Refused::For(Abort::OtherRange));
     }
     Ok(())
@@ -229,8 +280,10 @@ impl VmaSem {
     const SLEEPER: u32 = 1 << 30;
     const WRITER: u32 = 1 << 31;
 
+    const_fn! {
     pub(super) const fn new() -> VmaSem {
         VmaSem { word: AtomicU32::new(0) }
+    }
     }
 
     /// Readers inside, at this moment.
@@ -254,9 +307,13 @@ impl VmaSem {
     #[inline]
     pub(super) fn up_read(&self) {
         // Release: pairs with the Acquire in `down_write`.
+        point(Point::H4);
         let before = self.word.fetch_sub(1, Ordering::Release);
-        debug_assert!(before & Self::READERS != 0, "VMA read lock released twice");
+        if races::POISON && before & Self::READERS == 0 {
+            races::violation(Oracle::O4, "a VMA's lock was given back that nobody held");
+        }
         if before & !Self::READERS == Self::WRITER | Self::SLEEPER && before & Self::READERS == 1 {
+            point(Point::H5);
             futex_wake(&self.word, 1);
         }
     }
@@ -274,10 +331,11 @@ impl VmaSem {
             }
             if spins > 0 {
                 spins -= 1;
-                std::hint::spin_loop();
+                spin_loop();
             } else if word & Self::SLEEPER == 0 {
                 self.word.fetch_or(Self::SLEEPER, Ordering::Relaxed);
             } else {
+                point(Point::H11);
                 // Sleeps only if no reader came or went since the look.
                 futex_wait(&self.word, word);
             }

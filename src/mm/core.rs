@@ -3,13 +3,16 @@
 
 use super::count::MmCount;
 use crate::addr::{PageRange, VirtAddr};
-use crate::lock::LockScheme;
+use crate::lock::{Kill, Killed, LockScheme};
 use crate::mmap_lock::{self, MmapLock};
+use crate::races::{self, Knob, Mutant, Point, knob, mutant, point, unless};
 use crate::rcu;
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, CachePadded, Ordering};
+use crate::sync::plain::{AtomicU64, AtomicUsize};
+use crate::sync::{AtomicU32, CachePadded, Ordering, futex_wake};
 use crate::tree::{Entry, Reclaim, Snapshot, VmaTree};
 use crate::vma::plan::{Layout, Planned};
-use crate::vma::{Segment, Vma, VmaNew, VmaRef, VmaWrite};
+use crate::vma::{Segment, Vma, VmaFlags, VmaNew, VmaRef, VmaWrite};
+use nix::errno::Errno;
 use smallvec::SmallVec;
 
 /// The part of an address space that its lock scheme knows (`mm_struct`).
@@ -95,8 +98,30 @@ impl<S: LockScheme> MmCore<S> {
         // reader whose VMA was changed in the section before may meet this
         // number at its second comparison, not the even one that it hides, and
         // must see those changes all the same.
-        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
+        let ordering = unless(Mutant::UnlockIsPlainStore, Ordering::Release);
+        self.mm_lock_seq.store(next_number(seq), ordering);
+        point(Point::Section);
         MmapWrite { guard: Some(guard), mm: self }
+    }
+
+    /// A write section without the lock: a mutant.
+    pub(crate) fn pretend_write(&self) -> MmapWrite<'_, S> {
+        MmapWrite { guard: None, mm: self }
+    }
+
+    /// Wakes the writer that waits for readers of a VMA (`rcuwait_wake_up`).
+    pub(crate) fn wake_vma_writer(&self) {
+        // Release: pairs with the Acquire in `lock::refcount::wait_for_readers`.
+        self.vma_writer_wait.fetch_add(1, Ordering::Release);
+        futex_wake(&self.vma_writer_wait, 1);
+    }
+
+    /// Oracle O6, in builds that keep the memory of dead address spaces.
+    #[inline(always)]
+    pub(crate) fn assert_alive(&self) {
+        if races::ENABLED && self.count.is_dead() {
+            races::violation(races::Oracle::O6, "an address space was used after it was freed");
+        }
     }
 
     /// Ends a write section: every VMA write lock is released at once
@@ -108,8 +133,16 @@ impl<S: LockScheme> MmCore<S> {
         // (`lock::typesafe::check_locked`): whoever sees the new number, or a
         // later one (`mmap_write`), sees what was changed under the old one
         // (R11). The last act before the mmap lock goes (I5).
-        self.mm_lock_seq.store(seq.wrapping_add(1), Ordering::Release);
+        let ordering = unless(Mutant::UnlockIsPlainStore, Ordering::Release);
+        self.mm_lock_seq.store(next_number(seq), ordering);
     }
+}
+
+/// The number after `seq`. It may wrap: an accidental equality refuses readers,
+/// and does nothing else (R12).
+#[inline(always)]
+fn next_number(seq: u32) -> u32 {
+    if knob(Knob::SequenceOf8Bits) { seq.wrapping_add(1) & 0xff } else { seq.wrapping_add(1) }
 }
 
 /// The mmap lock of an address space, held for reading.
@@ -215,10 +248,18 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
     }
 
     /// Allocates what `layout` needs and write-locks every VMA that it changes
-    /// or drops. `affected` must be what the layout's places number. `None`:
-    /// out of memory, nothing changed. `Some(None)`: nothing to change.
-    #[allow(clippy::option_option, reason = "two different answers")]
-    pub(crate) fn prepare(&self, affected: &Affected<'m, S>, layout: &Layout) -> Option<Option<Prepared<'m, S>>> {
+    /// or drops. `affected` must be what the layout's places number. `Ok(None)`:
+    /// nothing to change.
+    ///
+    /// # Errors
+    /// ENOMEM: out of memory; EINTR: `kill` was fired while a VMA's readers were
+    /// waited for. Nothing changed.
+    pub(crate) fn prepare(
+        &self,
+        affected: &Affected<'m, S>,
+        layout: &Layout,
+        kill: Option<&Kill>,
+    ) -> Result<Option<Prepared<'m, S>>, Errno> {
         let mut planned = layout.planned();
         let mut places = 0..affected.len();
         // Neighbours that stay as they are take no part.
@@ -239,26 +280,26 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
             places.end -= 1;
         }
         if planned.is_empty() && places.is_empty() {
-            return Some(None);
+            return Ok(None);
         }
         let starts = [planned.first().map(|p| p.segment), places.clone().next().map(|i| affected[i].segment())];
         let ends = [planned.last().map(|p| p.segment), places.clone().next_back().map(|i| affected[i].segment())];
         let span = PageRange::new(
-            starts.iter().flatten().map(|s| s.range.start()).min()?,
-            ends.iter().flatten().map(|s| s.range.end()).max()?,
+            starts.iter().flatten().map(|s| s.range.start()).min().expect("one of the two is not empty"),
+            ends.iter().flatten().map(|s| s.range.end()).max().expect("one of the two is not empty"),
         );
         let mut new = SmallVec::new();
         for p in planned.iter().filter(|p| p.object.is_none()) {
-            new.push(VmaNew::alloc(self, &p.segment)?);
+            new.push(VmaNew::alloc(self, &p.segment).ok_or(Errno::ENOMEM)?);
         }
         let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
         let mut touched = SmallVec::new();
         for place in places {
-            let vma = affected[place].start_write(self);
+            let vma = affected[place].start_write(self, kill).map_err(|Killed| Errno::EINTR)?;
             touched.extend(vma.touched());
             old[place] = Some(vma);
         }
-        Some(Some(Prepared { span, planned: planned.into(), old, new, touched }))
+        Ok(Some(Prepared { span, planned: planned.into(), old, new, touched }))
     }
 
     /// Carries a prepared change out: VMAs first, then the tree, in one step.
@@ -278,6 +319,9 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
                     let mut vma = old[place].take().expect("each old object is planned once");
                     vma.set_segment(&p.segment, touched);
                     let incarnation = if p.fresh || p.merged { vma.renew() } else { 0 };
+                    if mutant(Mutant::AttachTwice) {
+                        vma.attach_again();
+                    }
                     (vma.as_ptr(), incarnation)
                 }
                 None => {
@@ -294,12 +338,29 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
             }
             entries.push(Entry { range: p.segment.range, ptr });
         }
+        point(Point::H7);
+        let mut removed = 0;
+        if mutant(Mutant::ReplaceInTwoSteps) {
+            // SAFETY: as below.
+            removed = unsafe { self.mm.tree.replace(span, &[]) };
+            point(Point::H8);
+        }
         // SAFETY: the mmap lock is held for writing, and `&mut self` outlives
         // no snapshot.
-        let removed = unsafe { self.mm.tree.replace(span, &entries) };
+        removed += unsafe { self.mm.tree.replace(span, &entries) };
+        point(Point::H8);
         let count = self.mm.map_count.load(Ordering::Relaxed) + entries.len() - removed;
         self.mm.map_count.store(count, Ordering::Relaxed);
         (old.into_iter().flatten().map(VmaWrite::detach).collect(), fresh)
+    }
+
+    /// Gives the VMA at `addr` its flags after it was published: a mutant.
+    pub(crate) fn finish_late(&self, addr: VirtAddr, flags: VmaFlags) {
+        if let Some(entry) = self.snapshot().entry_at(addr) {
+            // SAFETY: in the tree, and the mmap lock is held for writing.
+            let vma: VmaRef<'_, S> = unsafe { VmaRef::new(entry.ptr) };
+            vma.set_flags_unlocked(flags);
+        }
     }
 
     /// Releases all VMA write locks and goes on as a reader.
@@ -325,7 +386,7 @@ impl<S: LockScheme> MmCore<S> {
             });
             if let Some(all) = all {
                 let (affected, _) = write.affected(all);
-                if let Some(Some(prepared)) = write.prepare(&affected, &Layout::new()) {
+                if let Ok(Some(prepared)) = write.prepare(&affected, &Layout::new(), None) {
                     drop(write.commit(prepared));
                 }
             }

@@ -12,7 +12,7 @@
 
 use super::core::MmCore;
 use crate::lock::LockScheme;
-use crate::sync::{AtomicPtr, AtomicUsize, Ordering, fence};
+use crate::sync::{AtomicPtr, AtomicUsize, Ordering, fence, statics};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
@@ -24,10 +24,51 @@ pub(super) struct MmCount {
     mm: AtomicPtr<()>,
     /// Frees it.
     free: unsafe fn(*mut ()),
+    /// Nobody refers to it any more (oracle O6).
+    #[cfg(any(feature = "races", loom, shuttle))]
+    dead: crate::sync::plain::AtomicBool,
 }
 
-/// Address spaces that nobody refers to, to be freed by a mutator.
-static DEAD: AtomicPtr<MmCount> = AtomicPtr::new(ptr::null_mut());
+/// In builds with mutants the memory of dead address spaces is kept, so that
+/// a use of it is a violation that is reported, not undefined behaviour.
+#[cfg(any(feature = "races", loom, shuttle))]
+mod kept {
+    use super::MmCore;
+    use crate::lock::LockScheme;
+    use crate::sync::plain::Ordering;
+    use std::alloc::{Layout, dealloc};
+
+    struct Kept(*mut u8, Layout);
+    // SAFETY: memory that nobody uses.
+    unsafe impl Send for Kept {}
+
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            // SAFETY: a former box of this layout, whose value was dropped.
+            unsafe { dealloc(self.0, self.1) };
+        }
+    }
+
+    crate::sync::statics! {
+        static KEPT: std::sync::Mutex<Vec<Kept>> = std::sync::Mutex::new(Vec::new());
+    }
+
+    /// # Safety
+    /// `mm` is from a box, and nobody refers to it any more.
+    pub(super) unsafe fn keep<S: LockScheme>(mm: *mut MmCore<S>) {
+        // SAFETY: the caller's promise; dropping it leaves its atomics readable.
+        unsafe {
+            (*mm).count.dead.store(true, Ordering::SeqCst);
+            mm.drop_in_place();
+        }
+        KEPT.lock().expect("kept address spaces").push(Kept(mm.cast(), Layout::new::<MmCore<S>>()));
+    }
+}
+
+statics! {
+    /// Address spaces that nobody refers to, to be freed by a mutator.
+    static DEAD: AtomicPtr<MmCount> = AtomicPtr::new(ptr::null_mut());
+}
 
 impl MmCount {
     /// One reference, the owner's.
@@ -35,14 +76,33 @@ impl MmCount {
         unsafe fn free<S: LockScheme>(mm: *mut ()) {
             // SAFETY: from `Box::into_raw` in `MmOwner::new`, and nobody refers
             // to it any more.
-            unsafe { drop(Box::from_raw(mm.cast::<MmCore<S>>())) };
+            #[cfg(not(any(feature = "races", loom, shuttle)))]
+            unsafe {
+                drop(Box::from_raw(mm.cast::<MmCore<S>>()))
+            };
+            // SAFETY: as above.
+            #[cfg(any(feature = "races", loom, shuttle))]
+            unsafe {
+                kept::keep(mm.cast::<MmCore<S>>())
+            };
         }
         MmCount {
             references: AtomicUsize::new(1),
             next: AtomicPtr::new(ptr::null_mut()),
             mm: AtomicPtr::new(ptr::null_mut()),
             free: free::<S>,
+            #[cfg(any(feature = "races", loom, shuttle))]
+            dead: crate::sync::plain::AtomicBool::new(false),
         }
+    }
+
+    /// Whether nobody refers to it any more: only known where the memory is kept.
+    #[inline(always)]
+    pub(super) fn is_dead(&self) -> bool {
+        #[cfg(any(feature = "races", loom, shuttle))]
+        return self.dead.load(Ordering::SeqCst);
+        #[cfg(not(any(feature = "races", loom, shuttle)))]
+        return false;
     }
 
     /// Drops a reference (`mmdrop`). Async-signal-safe.

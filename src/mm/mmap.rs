@@ -6,6 +6,7 @@ use crate::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
 use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
+use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
 use crate::tree::Snapshot;
 use crate::vma::plan::Layout;
@@ -22,7 +23,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// fixed range beyond the end, no memory. EPERM: a fixed address below the
     /// region. EEXIST: NOREPLACE and something is there. EBADF: not anonymous
     /// (there is no file to map). EOPNOTSUPP: kinds that vmalab does not emulate
-    /// yet (SHARED, LOCKED, GROWSDOWN, HUGETLB).
+    /// yet (SHARED, LOCKED, HUGETLB).
     pub fn mmap(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<VirtAddr, Errno> {
         Ok(self.map(addr, len, prot, flags)?.addr)
     }
@@ -52,6 +53,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         let fixed = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
         let len = page_align_up(len).ok_or(Errno::ENOMEM)?;
+        if mutant(Mutant::FixedAsTwoCalls) && flags.contains(MapFlags::FIXED) {
+            self.munmap(addr, len)?;
+            point(Point::H10);
+        }
         let mut write = self.core.mmap_write();
         if self.core.map_count() > self.core.map_count_max() {
             return Err(Errno::ENOMEM);
@@ -120,18 +125,25 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if cut && self.core.map_count() >= self.core.map_count_max() {
             return Err(Errno::ENOMEM);
         }
-        layout.change(None, Segment::unfaulted(range, flags));
+        // (The mutant publishes a mapping that may be written, and finishes it later.)
+        let first = if mutant(Mutant::AttachUnlocked) { flags | VmaFlags::READ | VmaFlags::WRITE } else { flags };
+        layout.change(None, Segment::unfaulted(range, first));
         for (place, vma) in affected.iter().enumerate().skip(overlap.start) {
             layout.keep(place, vma.segment().part(PageRange::new(range.end(), VirtAddr(usize::MAX).page())));
         }
-        let prepared = write.prepare(&affected, &layout).ok_or(Errno::ENOMEM)?.expect("a mapping is added");
+        let prepared = write.prepare(&affected, &layout, None)?.expect("a mapping is added");
         // The old VMAs are drained, and nobody finds the new one before the
         // commit: no fault can bring a page back in between (I10).
         if let Some(touched) = prepared.touched_in(range) {
+            point(Point::H9);
             self.mmu.zap(touched);
         }
+        point(Point::H10);
         let (detached, incarnation) = write.commit(prepared);
         drop(detached);
+        if mutant(Mutant::AttachUnlocked) {
+            write.finish_late(range.start(), flags);
+        }
         Ok(Mapping { addr: range.start(), incarnation })
     }
 }
@@ -142,7 +154,7 @@ fn check_type(flags: MapFlags) -> Result<(), Errno> {
     match flags.bits() & 0x0f {
         1 | 8 => Err(Errno::EOPNOTSUPP),
         2 => {
-            let later = MapFlags::LOCKED | MapFlags::GROWSDOWN | MapFlags::HUGETLB;
+            let later = MapFlags::LOCKED | MapFlags::HUGETLB;
             if flags.intersects(later) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
         }
         _ => Err(Errno::EINVAL),

@@ -14,6 +14,7 @@
 
 mod core;
 mod count;
+mod grow;
 mod maps;
 #[allow(clippy::module_inception, reason = "the file of the mmap call")]
 mod mmap;
@@ -24,6 +25,7 @@ mod tests;
 
 pub(crate) use self::core::MmapWrite;
 pub use self::core::{MAP_COUNT_MAX, MmCore};
+pub use grow::{STACK_BYTES_MAX, STACK_GUARD_PAGES};
 pub use maps::MapsEntry;
 
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
@@ -67,7 +69,8 @@ bitflags::bitflags! {
         const FIXED = 0x10;
         /// MAP_ANONYMOUS
         const ANONYMOUS = 0x20;
-        /// MAP_GROWSDOWN: not emulated yet, EOPNOTSUPP.
+        /// MAP_GROWSDOWN: faults just below extend the mapping (`src/mm/grow.rs`).
+        /// Placement does not keep the guard gap free yet; growth does.
         const GROWSDOWN = 0x0100;
         /// MAP_LOCKED: not emulated yet, EOPNOTSUPP.
         const LOCKED = 0x2000;

@@ -100,7 +100,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if stopped.is_none() && at < range.end() {
             stopped = Some(Errno::ENOMEM);
         }
-        if let Some(prepared) = write.prepare(&affected, &layout).ok_or(Errno::ENOMEM)? {
+        if let Some(prepared) = write.prepare(&affected, &layout, None)? {
             // Faults are drained from every VMA that changes, and kept out
             // until the write section ends: no page can be installed under the
             // old protection after this (I9, R26).

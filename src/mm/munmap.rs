@@ -3,10 +3,12 @@
 use super::Mm;
 use super::core::page_range;
 use crate::addr::{PageRange, VirtAddr, page_align_up};
-use crate::lock::LockScheme;
+use crate::lock::{Kill, LockScheme};
 use crate::mmu::Mmu;
 use crate::pager::Pager;
+use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
+use crate::sync::Ordering;
 use crate::vma::plan::Layout;
 use nix::errno::Errno;
 
@@ -19,19 +21,44 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// beyond the end. ENOMEM: a cut in the middle of one mapping at the map
     /// count limit, or no memory; nothing changed.
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let range = self.munmap_range(addr, len)?;
+        let result = self.do_munmap(range, None);
+        rcu::poll();
+        result
+    }
+
+    /// The pages that the arguments name.
+    fn munmap_range(&self, addr: usize, len: usize) -> Result<PageRange, Errno> {
         let end = self.range().end().get();
         if addr > end || len > end - addr {
             return Err(Errno::EINVAL);
         }
         let len = page_align_up(len).ok_or(Errno::EINVAL)?;
-        let range = page_range(VirtAddr(addr), len).filter(|r| !r.is_empty()).ok_or(Errno::EINVAL)?;
-        let result = self.do_munmap(range);
+        page_range(VirtAddr(addr), len).filter(|r| !r.is_empty()).ok_or(Errno::EINVAL)
+    }
+
+    /// [`munmap`](Mm::munmap) that another thread can tell to give up with
+    /// [`kill`](Mm::kill) while it waits for a fault that is busy in one of the
+    /// VMAs (`vma_start_write_killable`, Linux 6.19). Under the older lock
+    /// schemes it waits to the end.
+    ///
+    /// # Errors
+    /// As `munmap`. EINTR: it was told to; nothing changed.
+    pub fn munmap_killable(&self, addr: usize, len: usize, kill: &Kill) -> Result<(), Errno> {
+        let range = self.munmap_range(addr, len)?;
+        let result = self.do_munmap(range, Some(kill));
         rcu::poll();
         result
     }
 
+    /// Tells an operation of this address space that was given `kill` to give up.
+    pub fn kill(&self, kill: &Kill) {
+        kill.0.store(true, Ordering::SeqCst);
+        self.core.wake_vma_writer();
+    }
+
     /// `do_vmi_align_munmap`, with the lock downgraded for the pages.
-    fn do_munmap(&self, range: PageRange) -> Result<(), Errno> {
+    fn do_munmap(&self, range: PageRange, kill: Option<&Kill>) -> Result<(), Errno> {
         let mut write = self.core.mmap_write();
         let (affected, overlap) = write.affected(range);
         if overlap.is_empty() {
@@ -51,16 +78,24 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             layout.keep(place, left);
             layout.keep(place, right);
         }
-        let prepared = write.prepare(&affected, &layout).ok_or(Errno::ENOMEM)?.expect("a VMA overlaps");
-        let touched = prepared.touched_in(range);
+        if mutant(Mutant::ZapBeforeDrain) {
+            self.mmu.zap(range);
+        }
+        let prepared = write.prepare(&affected, &layout, kill)?.expect("a VMA overlaps");
+        let touched = prepared.touched_in(range).filter(|_| !mutant(Mutant::ZapBeforeDrain));
         let (detached, _) = write.commit(prepared);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read
         // lock goes (I10, B20). All VMA write locks end here.
-        let read = write.downgrade();
+        let mut read = Some(write.downgrade());
+        if mutant(Mutant::ZapAfterUnlock) {
+            read = None;
+        }
+        point(Point::H9);
         if let Some(touched) = touched {
             self.mmu.zap(touched);
         }
+        point(Point::H10);
         drop(read);
         drop(detached);
         Ok(())

@@ -41,11 +41,13 @@ mod tests;
 mod validate;
 mod write;
 
+#[cfg(any(feature = "races", loom, shuttle))]
+pub(crate) use read::Position;
 pub use read::{Iter, Snapshot};
 
 use crate::addr::PageRange;
 use crate::rcu;
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering, const_fn};
 use node::{Node, NodeRef, free_node};
 use std::fmt;
 use std::marker::PhantomData;
@@ -112,9 +114,11 @@ pub struct VmaTree<T> {
 }
 
 impl<T> VmaTree<T> {
+    const_fn! {
     /// An empty tree.
     pub const fn new(reclaim: Reclaim) -> VmaTree<T> {
         VmaTree { root: AtomicPtr::new(ptr::null_mut()), reclaim, _entries: PhantomData }
+    }
     }
 
     /// The state at this moment, for as long as the read section lasts.
@@ -125,7 +129,7 @@ impl<T> VmaTree<T> {
     /// [`AtOnce`](Reclaim::AtOnce): the section would protect nothing.
     #[inline]
     pub fn snapshot<'g>(&'g self, guard: &'g rcu::ReadGuard) -> Snapshot<'g, T> {
-        assert!(ptr::eq(guard.domain(), &rcu::READERS) && self.reclaim == Reclaim::AfterGracePeriod);
+        assert!(guard.domain().protects_readers() && self.reclaim == Reclaim::AfterGracePeriod);
         // SAFETY: a node that this root reaches is retired after a later root
         // store, so not freed before the section behind `guard` ends; and the
         // tree, borrowed, is not dropped.
@@ -215,7 +219,7 @@ impl<T> Drop for VmaTree<T> {
             // and each node has one parent.
             unsafe { free_node(node.as_ptr()) }
         }
-        if let Some(root) = NonNull::new(*self.root.get_mut()) {
+        if let Some(root) = NonNull::new(self.root.load(Ordering::Relaxed)) {
             // SAFETY: live until `free` gets to it.
             free(unsafe { NodeRef::new(root) });
         }

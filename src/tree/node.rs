@@ -8,7 +8,9 @@
 
 use super::Entry;
 use crate::addr::{PageRange, VirtAddr};
+use crate::races;
 use crate::slab::{PageReturn, Slab};
+use crate::sync::{MODEL, statics, track};
 use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -299,7 +301,10 @@ impl<'t> NodeRef<'t> {
     pub(super) fn get(self) -> &'t Node {
         // SAFETY: live and unwritten during 't, by the invariant.
         let node = unsafe { self.ptr.as_ref() };
-        debug_assert_eq!(node.magic, MAGIC, "a tree node was used after it was freed");
+        track::used(self.ptr.as_ptr());
+        if races::POISON && node.magic != MAGIC {
+            races::violation(races::Oracle::O6, "a tree node was used after it was freed");
+        }
         node
     }
 
@@ -338,11 +343,14 @@ pub(super) fn store(from: &Node, change: impl FnOnce(&mut Node)) -> NonNull<Node
         &mut *ptr.as_ptr()
     };
     change(node);
+    track::born(ptr.as_ptr());
     ptr
 }
 
-/// Nodes are freed when no reader can reach them, so their pages need not wait.
-static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
+statics! {
+    /// Nodes are freed when no reader can reach them, so their pages need not wait.
+    static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
+}
 
 #[cfg(test)]
 thread_local! {
@@ -364,11 +372,15 @@ fn alloc_node() -> NonNull<Node> {
 pub(super) unsafe fn free_node(node: NonNull<Node>) {
     #[cfg(test)]
     BALANCE.set(BALANCE.get() - 1);
+    track::died(node.as_ptr());
     // SAFETY: the node is the caller's, and came from this slab.
     unsafe {
-        if cfg!(debug_assertions) {
+        if races::POISON {
             node.write_bytes(POISON, 1);
         }
-        NODES.free(node);
+        // A model keeps it, to know a stale reader by its address.
+        if !MODEL {
+            NODES.free(node);
+        }
     }
 }

@@ -8,6 +8,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+/// A position in the tree, kept: the mutant of R8.
+#[cfg(any(feature = "races", loom, shuttle))]
+#[derive(Clone, Copy)]
+pub(crate) struct Position(Option<NonNull<super::node::Node>>);
+
 /// One state of a [`VmaTree`](super::VmaTree), unchanged for `'g`.
 pub struct Snapshot<'g, T> {
     pub(super) root: Option<NodeRef<'g>>,
@@ -33,6 +38,22 @@ impl<'g, T> Snapshot<'g, T> {
     #[inline]
     pub(super) fn new(root: Option<NodeRef<'g>>) -> Snapshot<'g, T> {
         Snapshot { root, _entries: PhantomData }
+    }
+
+    /// Where the walk begins, free of the section it is good for.
+    #[cfg(any(feature = "races", loom, shuttle))]
+    pub(crate) fn position(&self) -> Position {
+        Position(self.root.map(NodeRef::as_ptr))
+    }
+
+    /// The state that `position` was taken from.
+    ///
+    /// # Safety
+    /// The section in which it was taken has not ended.
+    #[cfg(any(feature = "races", loom, shuttle))]
+    pub(crate) unsafe fn at(&self, position: Position) -> Snapshot<'g, T> {
+        // SAFETY: the caller's promise.
+        Snapshot::new(position.0.map(|root| unsafe { NodeRef::new(root) }))
     }
 
     /// What `addr` is mapped to (`vma_lookup`). The fast path of a fault.

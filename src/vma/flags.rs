@@ -19,6 +19,8 @@ bitflags::bitflags! {
         const MAYWRITE = 0x20;
         /// VM_MAYEXEC
         const MAYEXEC = 0x40;
+        /// VM_GROWSDOWN: a stack, see `src/mm/grow.rs`.
+        const GROWSDOWN = 0x100;
         /// VM_ACCOUNT: counts towards the commit limit.
         const ACCOUNT = 0x10_0000;
         /// VM_NORESERVE
@@ -42,6 +44,9 @@ impl VmaFlags {
         let mut vm = VmaFlags::from_prot(prot) | VmaFlags::MAYREAD | VmaFlags::MAYWRITE | VmaFlags::MAYEXEC;
         if flags.contains(MapFlags::NORESERVE) {
             vm |= VmaFlags::NORESERVE;
+        }
+        if flags.contains(MapFlags::GROWSDOWN) {
+            vm |= VmaFlags::GROWSDOWN;
         }
         if flags.contains(MapFlags::STACK) {
             vm |= VmaFlags::NOHUGEPAGE;

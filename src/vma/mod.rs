@@ -24,10 +24,13 @@ pub use flags::VmaFlags;
 pub use plan::Segment;
 
 use crate::addr::{PageRange, VirtAddr};
-use crate::lock::LockScheme;
+use crate::lock::{Kill, Killed, LockScheme};
 use crate::mm::{MmCore, MmapWrite};
 use crate::mmap_lock;
+use crate::races::{self, Mutant, Oracle, mutant};
 use crate::stats::{Counter, count};
+#[cfg(any(feature = "races", loom, shuttle))]
+use crate::sync::plain::AtomicU64 as EpochNumber;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -58,8 +61,42 @@ pub struct Vma<S: LockScheme> {
     owner_id: AtomicU64,
     /// A fault may have made a page of the range present.
     touched: AtomicBool,
+    /// Oracle O3, see [`Epoch`].
+    epoch: Epoch,
     /// What the lock scheme keeps; not touched by anything but the scheme.
     pub(crate) lock: S::VmaLock,
+}
+
+/// Oracle O3, in builds with the feature `races`: odd while the object is
+/// detached or being changed. A reader looks after it has locked the VMA and
+/// before it gives the lock back; what it sees must be even, and the same.
+/// Never looked at by a lock.
+struct Epoch {
+    #[cfg(any(feature = "races", loom, shuttle))]
+    number: EpochNumber,
+}
+
+impl Epoch {
+    fn new() -> Epoch {
+        Epoch {
+            #[cfg(any(feature = "races", loom, shuttle))]
+            number: EpochNumber::new(1),
+        }
+    }
+
+    #[inline(always)]
+    fn add(&self, _n: u64) {
+        #[cfg(any(feature = "races", loom, shuttle))]
+        self.number.fetch_add(_n, Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        #[cfg(any(feature = "races", loom, shuttle))]
+        return self.number.load(Ordering::SeqCst);
+        #[cfg(not(any(feature = "races", loom, shuttle)))]
+        return 0;
+    }
 }
 
 impl<S: LockScheme> Vma<S> {
@@ -74,6 +111,7 @@ impl<S: LockScheme> Vma<S> {
             incarnation: AtomicU64::new(0),
             owner_id: AtomicU64::new(0),
             touched: AtomicBool::new(false),
+            epoch: Epoch::new(),
             lock: S::new_vma_lock(),
         }
     }
@@ -120,6 +158,9 @@ pub(crate) enum Hold<'m> {
     Vma,
     /// By the mmap lock.
     Mmap(#[allow(dead_code, reason = "held for its Drop")] mmap_lock::ReadGuard<'m>),
+    /// Not at all: a mutant.
+    #[cfg(any(feature = "races", loom, shuttle))]
+    Nothing,
 }
 
 /// A VMA that cannot change or go away while this lives.
@@ -127,6 +168,8 @@ pub(crate) enum Hold<'m> {
 pub struct VmaRead<'m, S: LockScheme> {
     vma: NonNull<Vma<S>>,
     hold: Hold<'m>,
+    /// [`Epoch`] when it was locked.
+    epoch: u64,
     _mm: PhantomData<&'m MmCore<S>>,
 }
 
@@ -134,6 +177,9 @@ impl<S: LockScheme> Drop for VmaRead<'_, S> {
     #[inline]
     fn drop(&mut self) {
         if let Hold::Vma = self.hold {
+            if races::ENABLED && self.vma().epoch.now() != self.epoch {
+                races::violation(Oracle::O3, "a VMA changed while a reader had it locked");
+            }
             // SAFETY: by `new`'s contract it was locked for us, and we end once.
             unsafe { S::vma_end_read(self.vma) };
         }
@@ -146,7 +192,21 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
     /// [`Hold::Vma`] is the caller's read lock, given to the guard.
     #[inline]
     pub(crate) unsafe fn new(vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
-        VmaRead { vma, hold, _mm: PhantomData }
+        // SAFETY: the caller's promise.
+        let epoch = unsafe { vma.as_ref() }.epoch.now();
+        if races::ENABLED && epoch & 1 == 1 {
+            races::violation(Oracle::O3, "a reader locked a VMA that is not attached");
+        }
+        VmaRead { vma, hold, epoch, _mm: PhantomData }
+    }
+
+    /// Lets go of the lock before the fault is over: a mutant.
+    #[cfg(any(feature = "races", loom, shuttle))]
+    pub(crate) fn unlock_early(&mut self) {
+        if let Hold::Vma = std::mem::replace(&mut self.hold, Hold::Nothing) {
+            // SAFETY: it was locked for us, and will not be given back again.
+            unsafe { S::vma_end_read(self.vma) };
+        }
     }
 
     #[inline]
@@ -236,14 +296,26 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
         self.vma().incarnation.load(Ordering::Relaxed)
     }
 
+    /// Changes flags without the VMA's write lock: a mutant.
+    pub(crate) fn set_flags_unlocked(self, flags: VmaFlags) {
+        self.vma().vm_flags.store(flags.bits(), Ordering::Relaxed);
+    }
+
     /// Waits for the VMA's readers and keeps new ones out until the mmap lock
     /// is released or downgraded (`vma_start_write`). `write` is the lock of the
     /// mm that the VMA is attached to.
-    pub(crate) fn start_write(self, write: &MmapWrite<'w, S>) -> VmaWrite<'w, S> {
+    ///
+    /// # Errors
+    /// [`Killed`]: `kill` was fired; the VMA is not write-locked.
+    pub(crate) fn start_write(self, write: &MmapWrite<'w, S>, kill: Option<&Kill>) -> Result<VmaWrite<'w, S>, Killed> {
         let mm = write.mm();
         debug_assert!(std::ptr::eq(self.vma().vm_mm(), mm), "write-locked under another mm's lock");
-        S::vma_start_write(mm, self.vma());
-        VmaWrite { vma: self.vma, mm }
+        match kill {
+            _ if mutant(Mutant::ProtectWithoutVmaLock) => {}
+            None => S::vma_start_write(mm, self.vma()),
+            Some(kill) => S::vma_start_write_killable(mm, self.vma(), kill)?,
+        }
+        Ok(VmaWrite { vma: self.vma, mm })
     }
 
     /// Checks what holds for an attached VMA at rest.
@@ -253,6 +325,7 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
     pub(crate) fn validate(&self, mm: &MmCore<S>) {
         let vma = self.vma();
         assert!(S::is_attached(vma), "VMA {:?} in the tree is not attached", vma.range());
+        assert!(vma.epoch.now() & 1 == 0, "VMA {:?} is being changed at rest", vma.range());
         assert!(std::ptr::eq(vma.vm_mm(), mm), "VMA {:?} in the tree belongs to another mm", vma.range());
         assert_eq!(S::readers(vma), 0, "VMA {:?} has readers at rest", vma.range());
     }
@@ -277,7 +350,14 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
 
     /// Changes what the VMA is.
     pub(crate) fn set_segment(&mut self, segment: &Segment, touched: bool) {
+        self.vma().epoch.add(1);
         self.vma().store_segment(segment, touched);
+        self.vma().epoch.add(1);
+    }
+
+    /// Attaches it once more, as the seed's store helper did (R2): a mutant.
+    pub(crate) fn attach_again(&self) {
+        S::vma_mark_attached(self.mm, self.vma());
     }
 
     /// The VMA's range, if a page of it may be present. Only the write lock
@@ -296,7 +376,10 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
     /// Takes the VMA out of use (`vma_mark_detached`). Its tree entry must
     /// already be gone, or go in this write section.
     pub(crate) fn detach(self) -> VmaNew<'w, S> {
-        S::vma_mark_detached(self.vma());
+        if !mutant(Mutant::ExitWithoutDetach) {
+            S::vma_mark_detached(self.vma());
+        }
+        self.vma().epoch.add(1);
         VmaNew { vma: self.vma, mm: self.mm }
     }
 }
@@ -319,7 +402,9 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
         let mm = write.mm();
         let new = VmaNew { vma: S::slab().alloc()?, mm };
         let vma = new.vma();
-        debug_assert!(!S::is_attached(vma), "object from the slab is attached");
+        if races::POISON && S::is_attached(vma) {
+            races::violation(Oracle::O4, "an object from the slab is attached");
+        }
         count(Counter::VmaAllocated);
         match vma.owner_id.load(Ordering::Relaxed) {
             0 => {}
@@ -330,11 +415,11 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
                 }
             }
         }
-        S::vma_init(vma);
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
         vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
         vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
         vma.store_segment(segment, false);
+        S::vma_init(vma);
         Some(new)
     }
 
@@ -355,6 +440,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
 
     /// Puts the VMA into use, write-locked (`vma_mark_attached`).
     pub(crate) fn attach(self) -> VmaWrite<'w, S> {
+        self.vma().epoch.add(1);
         S::vma_mark_attached(self.mm, self.vma());
         let write = VmaWrite { vma: self.vma, mm: self.mm };
         std::mem::forget(self);
@@ -364,7 +450,9 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
 
 impl<S: LockScheme> Drop for VmaNew<'_, S> {
     fn drop(&mut self) {
-        debug_assert!(!S::is_attached(self.vma()));
+        if races::POISON && S::is_attached(self.vma()) && !mutant(Mutant::ExitWithoutDetach) {
+            races::violation(Oracle::O4, "an attached VMA was freed");
+        }
         // SAFETY: detached and ours; a detached object refuses stale readers.
         unsafe { S::vma_free(self.vma) };
     }

@@ -222,7 +222,7 @@ fn a_write_locked_vma_is_refused_before_and_after_locking() {
     map(&mm, 1);
     let write = mm.core().mmap_write();
     let (affected, _) = write.affected(PageRange::sized(page(1), PAGE_SIZE));
-    let _locked = affected[0].start_write(&write);
+    let _locked = affected[0].start_write(&write, None).unwrap();
     let section = rcu::read();
     let vma = walk(&mm, &section, 1);
     assert_eq!(try_lock(&mm, vma, 1), Err(Refused::For(Abort::WriteLockedEarly)));
@@ -242,7 +242,7 @@ fn a_new_vma_is_write_locked_until_the_section_ends() {
     let (affected, _) = write.affected(range);
     let mut layout = Layout::new();
     layout.change(None, Segment::unfaulted(range, VmaFlags::READ));
-    let prepared = write.prepare(&affected, &layout).unwrap().unwrap();
+    let prepared = write.prepare(&affected, &layout, None).unwrap().unwrap();
     drop(write.commit(prepared));
     {
         let section = rcu::read();
@@ -297,7 +297,7 @@ fn detach_waits_for_a_reader_of_another_mm() {
     mutator.begin(move || {
         let mut write = b.core().mmap_write();
         let (affected, _) = write.affected(PageRange::sized(page(1), PAGE_SIZE));
-        let prepared = write.prepare(&affected, &Layout::new()).unwrap().unwrap();
+        let prepared = write.prepare(&affected, &Layout::new(), None).unwrap().unwrap();
         locked.send(()).unwrap();
         may_go_on.recv().unwrap();
         drop(write.commit(prepared));

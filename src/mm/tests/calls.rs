@@ -1,6 +1,7 @@
 //! What each call does and refuses, one by one (kernel lineage §4.1-4.3, 4.8-4.10).
 
 use super::*;
+use crate::mm::STACK_GUARD_PAGES;
 use nix::errno::Errno;
 
 for_each_scheme!(
@@ -22,6 +23,7 @@ for_each_scheme!(
     incarnations_never_go_back,
     populate,
     listing_reads_like_proc,
+    a_stack_grows,
     objects_return_to_the_slab,
 );
 
@@ -42,7 +44,6 @@ fn mmap_errors<S: LockScheme>() {
         (0, PAGE_SIZE, MapFlags::ANONYMOUS, Errno::EINVAL),
         (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED | MapFlags::PRIVATE, Errno::EINVAL),
         (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED, Errno::EOPNOTSUPP),
-        (0, PAGE_SIZE, ANON | MapFlags::GROWSDOWN, Errno::EOPNOTSUPP),
     ] {
         assert_eq!(mm.mmap(addr, len, RW, flags), Err(errno), "{addr:#x} {len:#x} {flags:?}");
     }
@@ -330,4 +331,27 @@ fn objects_return_to_the_slab<S: LockScheme>() {
     let stats = S::slab().stats();
     // Other tests share the slab; a leak would show as rounds * n objects.
     assert!(stats.pages * stats.objects_per_page < rounds * n / 2 + 4000, "{stats:?}");
+}
+
+/// R17: a fault below a MAP_GROWSDOWN mapping extends it, as far as the guard
+/// gap and the limit allow.
+fn a_stack_grows<S: LockScheme>() {
+    let pages = STACK_GUARD_PAGES + 64;
+    let mm = soft::<S>(pages);
+    mm.mmap(page(0), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(pages - 8), 4 * PAGE_SIZE, RW, FIXED | MapFlags::GROWSDOWN).unwrap();
+    mm.mmap(page(pages - 4), PAGE_SIZE, RW, FIXED).unwrap();
+    store(&mm, page(pages - 8), 1).unwrap();
+    assert_eq!(store(&mm, page(pages - 9) + 8, 2), Ok(()));
+    assert_eq!(store(&mm, page(pages - 20), 3), Ok(()), "growth by several pages at once");
+    assert_eq!(listing(&mm)[1], (pages - 20, pages - 4, RW.bits()));
+    assert_eq!(load(&mm, page(pages - 9) + 8), Ok(2));
+    let lowest = 1 + STACK_GUARD_PAGES;
+    assert_eq!(store(&mm, page(lowest - 1), 4), Err(Signal::MapErr), "into the guard gap");
+    assert_eq!(store(&mm, page(lowest), 4), Ok(()));
+    assert_eq!(mm.map_count(), 3);
+    // An ordinary mapping does not grow.
+    mm.munmap(page(lowest), (pages - 4 - lowest) * PAGE_SIZE).unwrap();
+    assert_eq!(load(&mm, page(pages - 5)), Err(Signal::MapErr));
+    mm.validate();
 }

@@ -1,19 +1,18 @@
-//! The primitives that the locks, slab, RCU and tree are built from.
-//!
-//! Everything that takes part in a lock protocol imports from here, never
-//! from `std::sync` directly, so that one place decides what an atomic, a
-//! fence or a futex is.
+//! The machine's own primitives: real threads, real futexes.
 
-pub use crossbeam::utils::{Backoff, CachePadded};
+pub use crossbeam::utils::Backoff;
+pub use std::hint::spin_loop;
 pub use std::sync::Mutex;
 pub use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, compiler_fence, fence,
 };
+pub use std::thread;
 
 /// Sleeps until `word` is woken, if it still holds `expected`. Returns at
 /// once otherwise, and may return for no reason: callers loop.
 /// Async-signal-safe (`futex(2)`, FUTEX_WAIT_PRIVATE).
 pub fn futex_wait(word: &AtomicU32, expected: u32) {
+    crate::races::point(crate::races::Point::Sleep);
     // SAFETY: the word outlives the call; the kernel only reads it. errno is
     // saved and restored because a signal handler may be the caller.
     unsafe {
@@ -27,6 +26,7 @@ pub fn futex_wait(word: &AtomicU32, expected: u32) {
         );
         *libc::__errno_location() = errno;
     }
+    crate::races::point(crate::races::Point::Woken);
 }
 
 /// Wakes up to `count` threads that sleep on `word`. The word may since have
@@ -41,3 +41,32 @@ pub fn futex_wake(word: &AtomicU32, count: i32) {
         *libc::__errno_location() = errno;
     }
 }
+
+/// A static of this build; in a model it begins anew with each execution.
+macro_rules! statics {
+    ($($(#[$attr:meta])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {
+        $($(#[$attr])* $vis static $name: $type = $value;)*
+    };
+}
+
+/// A thread-local, const-initialised: async-signal-safe to read if its type
+/// has no destructor.
+macro_rules! thread_locals {
+    ($($(#[$attr:meta])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {
+        thread_local! { $($(#[$attr])* $vis static $name: $type = const { $value };)* }
+    };
+}
+
+/// A `const fn`, except in a model: its atomics have no const constructor.
+macro_rules! const_fn {
+    ($($all:tt)*) => { $($all)* };
+}
+
+/// An array of values made one by one.
+macro_rules! array {
+    ($value:expr; $n:expr) => {
+        [const { $value }; $n]
+    };
+}
+
+pub(crate) use {array, const_fn, statics, thread_locals};

@@ -1,0 +1,97 @@
+//! The lives of memory that is given back while readers may still look at it:
+//! tree nodes, slab pages, address spaces.
+//!
+//! In a model build such memory is kept and every look is checked: against
+//! the end of its life, and under loom against its beginning too: a reader
+//! that does not see a node's contents for certain is reported. In the usual
+//! build these are empty functions; what debug builds and the feature `races`
+//! check there is poison.
+
+#[cfg(any(loom, shuttle))]
+pub use checked::{born, died, used};
+
+/// `object` has been written and is about to be known to others.
+#[cfg(not(any(loom, shuttle)))]
+#[inline(always)]
+pub fn born<T>(_object: *const T) {}
+
+/// `object` is looked at.
+///
+/// # Panics
+/// In a model build: if it has been given back, or is not certain to be seen.
+#[cfg(not(any(loom, shuttle)))]
+#[inline(always)]
+pub fn used<T>(_object: *const T) {}
+
+/// `object` is given back; nobody may look at it any more.
+///
+/// # Panics
+/// In a model build: if somebody may be looking.
+#[cfg(not(any(loom, shuttle)))]
+#[inline(always)]
+pub fn died<T>(_object: *const T) {}
+
+#[cfg(any(loom, shuttle))]
+mod checked {
+    use std::collections::HashMap;
+    use std::sync::{Arc, Mutex};
+
+    /// loom's cell knows which accesses are ordered; shuttle has one order.
+    #[cfg(loom)]
+    type Cell = ::loom::cell::UnsafeCell<()>;
+    #[cfg(not(loom))]
+    type Cell = ();
+
+    struct Life {
+        cell: Cell,
+        dead: std::sync::atomic::AtomicBool,
+    }
+
+    // SAFETY: the cell holds nothing; it only reports who accesses it when.
+    unsafe impl Send for Life {}
+    // SAFETY: as above.
+    unsafe impl Sync for Life {}
+
+    crate::sync::statics! {
+        static LIVES: Mutex<HashMap<usize, Arc<Life>>> = Mutex::new(HashMap::new());
+    }
+
+    fn key<T>(object: *const T) -> usize {
+        object.addr()
+    }
+
+    fn life<T>(object: *const T) -> Option<Arc<Life>> {
+        LIVES.lock().expect("lives").get(&key(object)).cloned()
+    }
+
+    fn written(_life: &Life) {
+        #[cfg(loom)]
+        _life.cell.with_mut(|_| ());
+    }
+
+    /// See the usual build's.
+    pub fn born<T>(object: *const T) {
+        #[allow(clippy::let_unit_value, clippy::default_constructed_unit_structs)]
+        let life = Arc::new(Life { cell: Cell::default(), dead: false.into() });
+        written(&life);
+        LIVES.lock().expect("lives").insert(key(object), life);
+    }
+
+    /// See the usual build's.
+    pub fn used<T>(object: *const T) {
+        if let Some(life) = life(object) {
+            assert!(!life.dead.load(std::sync::atomic::Ordering::Relaxed), "O6: used after it was given back");
+            #[cfg(loom)]
+            life.cell.with(|_| ());
+        }
+    }
+
+    /// See the usual build's.
+    pub fn died<T>(object: *const T) {
+        if let Some(life) = life(object) {
+            let was_dead = life.dead.swap(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(!was_dead, "O6: given back twice");
+            written(&life);
+        }
+    }
+}
