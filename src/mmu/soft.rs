@@ -10,7 +10,8 @@
 
 use super::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, Trap};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
-use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering};
+use crate::sync::plain::AtomicU64;
+use crate::sync::{AtomicU32, Backoff, Ordering, spin_loop};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -27,11 +28,17 @@ const BUSY: u32 = 1 << 28;
 const USERS: u32 = BUSY - 1;
 const WORDS: usize = PAGE_SIZE / 8;
 
+/// A model's atomics have to be made, one by one; it has few pages.
+#[cfg(any(loom, shuttle))]
+type States = Box<[AtomicU32]>;
+#[cfg(not(any(loom, shuttle)))]
+type States = ZeroedArray<AtomicU32>;
+
 /// The software [`Mmu`]; see the module's documentation.
 pub struct SoftMmu {
     range: PageRange,
     /// One word a page: the bits above. Absent pages are 0 and their contents zero.
-    states: ZeroedArray<AtomicU32>,
+    states: States,
     contents: ZeroedArray<AtomicU64>,
 }
 
@@ -46,18 +53,21 @@ impl SoftMmu {
         let pages = bytes >> PAGE_SHIFT;
         Ok(SoftMmu {
             range: PageRange::sized(BASE, bytes),
+            #[cfg(not(any(loom, shuttle)))]
             states: ZeroedArray::new(pages)?,
+            #[cfg(any(loom, shuttle))]
+            states: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             contents: ZeroedArray::new(pages * WORDS)?,
         })
     }
 
     fn state(&self, page: VirtAddr) -> &AtomicU32 {
-        &self.states.get()[(page - BASE) >> PAGE_SHIFT]
+        &self.states[(page - BASE) >> PAGE_SHIFT]
     }
 
     fn words(&self, page: VirtAddr) -> &[AtomicU64] {
         let first = ((page - BASE) >> PAGE_SHIFT) * WORDS;
-        &self.contents.get()[first..first + WORDS]
+        &self.contents[first..first + WORDS]
     }
 
     /// Takes the page for changing and waits until no access is in flight.
@@ -175,7 +185,7 @@ impl Mmu for SoftMmu {
             if now & BUSY != 0 {
                 // A shootdown in progress: the hardware would have the old
                 // answer or the new one; wait for the new one.
-                std::hint::spin_loop();
+                spin_loop();
                 now = state.load(Ordering::Relaxed);
                 continue;
             }
@@ -245,6 +255,7 @@ unsafe impl<T: Sync> Sync for ZeroedArray<T> {}
 
 /// Types for which all zero bytes are a value.
 trait Zeroable {}
+#[cfg(not(any(loom, shuttle)))]
 impl Zeroable for AtomicU32 {}
 impl Zeroable for AtomicU64 {}
 
@@ -256,7 +267,12 @@ impl<T: Zeroable> ZeroedArray<T> {
         Ok(ZeroedArray { start: start.cast(), len })
     }
 
-    fn get(&self) -> &[T] {
+}
+
+impl<T: Zeroable> std::ops::Deref for ZeroedArray<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
         // SAFETY: allocated for `len` elements, and zero is a value of T.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }

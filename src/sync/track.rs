@@ -36,14 +36,10 @@ mod checked {
     use std::collections::HashMap;
     use std::sync::{Arc, Mutex};
 
-    /// loom's cell knows which accesses are ordered; shuttle has one order.
-    #[cfg(loom)]
-    type Cell = ::loom::cell::UnsafeCell<()>;
-    #[cfg(not(loom))]
-    type Cell = ();
-
     struct Life {
-        cell: Cell,
+        /// loom's cell knows which accesses are ordered. (shuttle has one order.)
+        #[cfg(loom)]
+        cell: ::loom::cell::UnsafeCell<()>,
         dead: std::sync::atomic::AtomicBool,
     }
 
@@ -71,8 +67,11 @@ mod checked {
 
     /// See the usual build's.
     pub fn born<T>(object: *const T) {
-        #[allow(clippy::let_unit_value, clippy::default_constructed_unit_structs)]
-        let life = Arc::new(Life { cell: Cell::default(), dead: false.into() });
+        let life = Arc::new(Life {
+            #[cfg(loom)]
+            cell: Default::default(),
+            dead: false.into(),
+        });
         written(&life);
         LIVES.lock().expect("lives").insert(key(object), life);
     }

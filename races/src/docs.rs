@@ -1,0 +1,1 @@
+//! docs/races.md, generated.
