@@ -39,3 +39,31 @@ pub mod script;
 pub use catalogue::{CATALOGUE, find};
 pub use outcome::{Outcome, Violation};
 pub use race::{Actor, Executor, Lock, Race, Space, Step, run, until};
+
+/// What a race's own process does: `NAME LOCK complete|mutant ITERATIONS SEED
+/// PREEMPTIONS SECONDS`, the last three for models. Prints an [`Outcome`].
+///
+/// # Errors
+/// What is wrong with the arguments.
+pub fn child_main(args: &[String]) -> Result<(), String> {
+    let [name, lock, kind, rest @ ..] = args else {
+        return Err("usage: NAME LOCK complete|mutant ITERATIONS [SEED PREEMPTIONS SECONDS]".to_string());
+    };
+    let numbers: Vec<u64> = rest.iter().map_while(|text| text.parse().ok()).collect();
+    let race = find(name).ok_or_else(|| format!("no race is named '{name}'"))?;
+    let lock: Lock = lock.parse().map_err(|()| format!("no lock is named '{lock}'"))?;
+    let iterations = numbers.first().copied().unwrap_or(1);
+    #[cfg(not(any(loom, shuttle)))]
+    faults::child(race, lock, kind == "mutant", iterations);
+    #[cfg(any(loom, shuttle))]
+    {
+        let bounds = model::Bounds {
+            iterations,
+            seed: numbers.get(1).copied().unwrap_or(1),
+            preemptions: numbers.get(2).copied().unwrap_or(2) as usize,
+            duration: std::time::Duration::from_secs(numbers.get(3).copied().unwrap_or(60)),
+        };
+        model::explore(race, lock, kind == "mutant", bounds);
+        Ok(())
+    }
+}

@@ -3,8 +3,8 @@
 use crate::race::{Lock, Race};
 use crate::stage::{Stage, soft};
 use crate::{Outcome, Violation};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmalab::races::{set_knob, set_mutant};
 use vmalab::sync::thread;
@@ -24,7 +24,7 @@ pub struct Bounds {
 
 /// One schedule.
 fn play(race: &'static Race, lock: Lock) {
-    let stage = Arc::new(Stage::new(race, |_| soft(lock)));
+    let stage = Arc::new(Stage::new(race, |_, base| soft(lock, base)));
     let threads: Vec<_> = race
         .actors
         .iter()

@@ -95,9 +95,10 @@ impl FromStr for Executor {
 pub enum Space {
     /// With real faults.
     Real,
-    /// Over the software `Mmu`: one that is dropped while a fault elsewhere is
-    /// held (the end of a real one waits for all faults of the process).
-    Soft,
+    /// Over the software `Mmu`, at the first space's very addresses, which two
+    /// real ones cannot share in one process. It may also end while a fault is
+    /// held elsewhere; the end of a real one waits for all faults of the process.
+    Twin,
 }
 
 /// One thread of an entry.

@@ -10,7 +10,7 @@ use vmalab::fault::Signal;
 use vmalab::lock::{Kill, LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::mm::{MapFlags, Mapping, Mm, Prot};
 use vmalab::mmu::Mmu;
-use vmalab::mmu::soft::SoftMmu;
+use vmalab::mmu::soft::{self, SoftMmu};
 use vmalab::pager::{AnyPager, Stamp};
 use vmalab::races::{Oracle, violation};
 
@@ -51,6 +51,8 @@ pub trait Space: Send + Sync {
     fn is_mapped(&self, page: usize) -> bool;
     /// The VMAs' first and end pages, from one walk under the mmap lock.
     fn listing(&self) -> Vec<(usize, usize)>;
+    /// Its first address.
+    fn base(&self) -> VirtAddr;
     /// The number that stamps carry.
     fn id(&self) -> u64;
     /// Oracle O4, at rest.
@@ -124,6 +126,10 @@ impl<A: Access> Space for A {
         self.mm().maps().iter().map(|e| (number(e.range.start()), number(e.range.end()))).collect()
     }
 
+    fn base(&self) -> VirtAddr {
+        self.mm().range().start()
+    }
+
     fn id(&self) -> u64 {
         self.mm().id()
     }
@@ -160,20 +166,21 @@ impl<S: LockScheme> Access for Soft<S> {
     }
 }
 
-/// An address space over the software `Mmu`, under `lock`.
+/// An address space over the software `Mmu`, under `lock`, from address `base`.
 ///
 /// # Panics
 /// If the host has no memory for it.
-pub fn soft(lock: Lock) -> Arc<dyn Space> {
-    fn new<S: LockScheme>() -> Arc<dyn Space> {
-        let mmu = SoftMmu::new(PAGES * PAGE_SIZE).expect("memory for a software address space");
+pub fn soft(lock: Lock, base: Option<VirtAddr>) -> Arc<dyn Space> {
+    fn new<S: LockScheme>(base: Option<VirtAddr>) -> Arc<dyn Space> {
+        let mmu =
+            SoftMmu::at(base.unwrap_or(soft::BASE), PAGES * PAGE_SIZE).expect("memory for a software address space");
         Arc::new(Soft::<S>(Mm::new(mmu, AnyPager::Stamped)))
     }
     match lock {
-        Lock::Mmap => new::<MmapOnly>(),
-        Lock::Rcu => new::<Rcu>(),
-        Lock::TypeSafe => new::<TypeSafe>(),
-        Lock::RefCount => new::<RefCount>(),
+        Lock::Mmap => new::<MmapOnly>(base),
+        Lock::Rcu => new::<Rcu>(base),
+        Lock::TypeSafe => new::<TypeSafe>(base),
+        Lock::RefCount => new::<RefCount>(base),
     }
 }
 
@@ -186,9 +193,16 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// The spaces of `race`, made by `make`, after its set-up.
-    pub fn new(race: &Race, make: impl Fn(crate::race::Space) -> Arc<dyn Space>) -> Stage {
-        let spaces = race.spaces.iter().map(|&kind| Mutex::new(Some(make(kind)))).collect();
+    /// The spaces of `race`, made by `make`, after its set-up. `make` is told
+    /// the first address of the first space.
+    pub fn new(race: &Race, make: impl Fn(crate::race::Space, Option<VirtAddr>) -> Arc<dyn Space>) -> Stage {
+        let mut base = None;
+        let mut one = |&kind| {
+            let space = make(kind, base);
+            base.get_or_insert(space.base());
+            Mutex::new(Some(space))
+        };
+        let spaces = race.spaces.iter().map(&mut one).collect();
         let stage = Stage { spaces, notes: Mutex::new(Vec::new()), kill: Kill::default() };
         (race.set_up)(&stage);
         stage

@@ -15,7 +15,7 @@ use crate::sync::{AtomicU32, Backoff, Ordering, spin_loop};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
-/// First address of every software address space.
+/// First address of a software address space, unless another is asked for.
 pub const BASE: VirtAddr = VirtAddr(0x10_0000_0000);
 
 const PRESENT: u32 = 1 << 31;
@@ -49,10 +49,22 @@ impl SoftMmu {
     /// # Errors
     /// [`MmuError::NoMemory`] if the host does not grant that much.
     pub fn new(bytes: usize) -> Result<SoftMmu, MmuError> {
+        SoftMmu::at(BASE, bytes)
+    }
+
+    /// The same from address `base`, a multiple of the page size.
+    ///
+    /// # Errors
+    /// As [`new`](SoftMmu::new).
+    ///
+    /// # Panics
+    /// If `base` is not page aligned.
+    pub fn at(base: VirtAddr, bytes: usize) -> Result<SoftMmu, MmuError> {
+        assert!(base.is_page_aligned());
         let bytes = crate::addr::page_align_up(bytes).filter(|&b| b > 0 && b < 1 << 46).ok_or(MmuError::NoMemory)?;
         let pages = bytes >> PAGE_SHIFT;
         Ok(SoftMmu {
-            range: PageRange::sized(BASE, bytes),
+            range: PageRange::sized(base, bytes),
             #[cfg(not(any(loom, shuttle)))]
             states: ZeroedArray::new(pages)?,
             #[cfg(any(loom, shuttle))]
@@ -62,11 +74,11 @@ impl SoftMmu {
     }
 
     fn state(&self, page: VirtAddr) -> &AtomicU32 {
-        &self.states[(page - BASE) >> PAGE_SHIFT]
+        &self.states[(page - self.range.start()) >> PAGE_SHIFT]
     }
 
     fn words(&self, page: VirtAddr) -> &[AtomicU64] {
-        let first = ((page - BASE) >> PAGE_SHIFT) * WORDS;
+        let first = ((page - self.range.start()) >> PAGE_SHIFT) * WORDS;
         &self.contents[first..first + WORDS]
     }
 
@@ -266,7 +278,6 @@ impl<T: Zeroable> ZeroedArray<T> {
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(MmuError::NoMemory)?;
         Ok(ZeroedArray { start: start.cast(), len })
     }
-
 }
 
 impl<T: Zeroable> std::ops::Deref for ZeroedArray<T> {

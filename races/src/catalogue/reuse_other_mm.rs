@@ -20,7 +20,7 @@ pub static RACE: Race = Race {
     locks: Lock::REUSING,
     executors: Executor::ALL,
     knob: None,
-    spaces: &[Space::Real, Space::Real],
+    spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {
         stage.mm(0).map(1, 1, RW).unwrap();
     },
