@@ -1,26 +1,20 @@
 //! The executor `faults`: the script on real threads and real page faults.
 //!
 //! A mutant may hang, or die in a signal handler, so every run has a process
-//! of its own: [`in_child`] starts `program arguments...` and waits for the
-//! [`Outcome`] on its standard output; what it starts is to end in [`child`].
+//! of its own ([`process`](crate::process)), which ends in [`child`].
 
 use crate::race::{Lock, Race, Space as Kind};
 use crate::stage::{Access, Space, Stage, soft};
-use crate::{Outcome, Violation, script};
-use std::io::Read;
-use std::process::{Command, Stdio};
+use crate::{CANNOT, Outcome, Violation, script};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vmalab::addr::VirtAddr;
 use vmalab::fault::Signal;
 use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::mm::Mm;
 use vmalab::pager::AnyPager;
-use vmalab::races::{Oracle, set_knob, set_mutant, set_reporter};
+use vmalab::races::{ENABLED, Oracle, set_knob, set_mutant, set_reporter};
 use vmalab_fault_handler::{AddressSpace, access, mmu::UffdMmu};
-
-/// Exit status of a child whose machine cannot do it.
-pub const CANNOT: i32 = 3;
 
 /// An address space with real faults.
 struct Real<S: LockScheme>(AddressSpace<S>);
@@ -75,7 +69,7 @@ fn tell(violation: Option<Violation>) -> ! {
     let (iterations, interleaving, ns) =
         tale.map_or((0, Vec::new(), 0), |t| (t.iterations, t.interleaving, t.began.elapsed().as_nanos() as u64));
     let ns_to_catch = violation.is_some().then_some(ns);
-    let outcome = Outcome { iterations, violation, ns_to_catch, interleaving };
+    let outcome = Outcome { iterations, violation, ns_to_catch, interleaving, time_ran_out: false };
     println!("{}", serde_json::to_string(&outcome).expect("an outcome is JSON"));
     // SAFETY: ends the process at once; actors may be held in signal handlers.
     unsafe { libc::_exit(0) }
@@ -89,6 +83,10 @@ fn report(oracle: Oracle, what: &str) -> ! {
 /// JSON and ends the process: status 0, or [`CANNOT`] with the reason on
 /// standard error.
 pub fn child(race: &'static Race, lock: Lock, mutant: bool, iterations: u64) -> ! {
+    if !ENABLED {
+        eprintln!("this build has no schedule points and no mutants: it needs the feature 'races'");
+        std::process::exit(CANNOT);
+    }
     if let Err(error) = real(lock) {
         eprintln!("{error}");
         std::process::exit(CANNOT);
@@ -128,51 +126,4 @@ pub fn child(race: &'static Race, lock: Lock, mutant: bool, iterations: u64) -> 
         set_mutant(None);
     }
     tell(None)
-}
-
-/// Runs `command`, which is to end in [`child`], and waits for what it tells.
-/// One that does not end is killed: a violation of O5.
-///
-/// # Errors
-/// What the child said if it could not do it (status [`CANNOT`]), or why it
-/// could not be started.
-pub fn in_child(command: &mut Command, patience: Duration) -> Result<Outcome, String> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot start a process for the race: {error}"))?;
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if began.elapsed() > patience => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Ok(ended_badly("O5", "the run did not end and was killed".to_string(), began));
-            }
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-            Err(error) => return Err(format!("cannot wait for the race's process: {error}")),
-        }
-    };
-    let (mut out, mut err) = (String::new(), String::new());
-    let _ = child.stdout.take().expect("piped").read_to_string(&mut out);
-    let _ = child.stderr.take().expect("piped").read_to_string(&mut err);
-    if status.code() == Some(CANNOT) {
-        return Err(err.trim().to_string());
-    }
-    match out.lines().last().and_then(|line| serde_json::from_str(line).ok()) {
-        Some(outcome) => Ok(outcome),
-        None => Ok(ended_badly("O6", format!("the run ended with {status}: {}", err.trim()), began)),
-    }
-}
-
-fn ended_badly(oracle: &str, what: String, began: Instant) -> Outcome {
-    Outcome {
-        iterations: 1,
-        violation: Some(Violation { oracle: oracle.to_string(), what }),
-        ns_to_catch: Some(began.elapsed().as_nanos() as u64),
-        interleaving: Vec::new(),
-    }
 }

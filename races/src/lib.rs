@@ -23,6 +23,7 @@
 //! }
 //! ```
 
+mod bounds;
 pub mod catalogue;
 pub mod docs;
 mod outcome;
@@ -34,11 +35,17 @@ pub mod faults;
 #[cfg(any(loom, shuttle))]
 pub mod model;
 #[cfg(not(any(loom, shuttle)))]
+pub mod process;
+#[cfg(not(any(loom, shuttle)))]
 pub mod script;
 
+pub use bounds::Bounds;
 pub use catalogue::{CATALOGUE, find};
 pub use outcome::{Outcome, Violation};
 pub use race::{Actor, Executor, Lock, Race, Space, Step, run, until};
+
+/// Exit status of a race's process when this machine or build cannot do it.
+pub const CANNOT: i32 = 3;
 
 /// What a race's own process does: `NAME LOCK complete|mutant ITERATIONS SEED
 /// PREEMPTIONS SECONDS`, the last three for models. Prints an [`Outcome`].
@@ -46,24 +53,22 @@ pub use race::{Actor, Executor, Lock, Race, Space, Step, run, until};
 /// # Errors
 /// What is wrong with the arguments.
 pub fn child_main(args: &[String]) -> Result<(), String> {
-    let [name, lock, kind, rest @ ..] = args else {
-        return Err("usage: NAME LOCK complete|mutant ITERATIONS [SEED PREEMPTIONS SECONDS]".to_string());
+    let [name, lock, kind, bounds @ ..] = args else {
+        return Err("usage: NAME LOCK complete|mutant [ITERATIONS [SEED [PREEMPTIONS [SECONDS]]]]".to_string());
     };
-    let numbers: Vec<u64> = rest.iter().map_while(|text| text.parse().ok()).collect();
     let race = find(name).ok_or_else(|| format!("no race is named '{name}'"))?;
     let lock: Lock = lock.parse().map_err(|()| format!("no lock is named '{lock}'"))?;
-    let iterations = numbers.first().copied().unwrap_or(1);
+    let mutant = match kind.as_str() {
+        "mutant" => true,
+        "complete" => false,
+        _ => return Err(format!("'{kind}' is neither 'complete' nor 'mutant'")),
+    };
+    let bounds = Bounds::from_args(bounds)?;
     #[cfg(not(any(loom, shuttle)))]
-    faults::child(race, lock, kind == "mutant", iterations);
+    faults::child(race, lock, mutant, bounds.iterations);
     #[cfg(any(loom, shuttle))]
     {
-        let bounds = model::Bounds {
-            iterations,
-            seed: numbers.get(1).copied().unwrap_or(1),
-            preemptions: numbers.get(2).copied().unwrap_or(2) as usize,
-            duration: std::time::Duration::from_secs(numbers.get(3).copied().unwrap_or(60)),
-        };
-        model::explore(race, lock, kind == "mutant", bounds);
+        model::explore(race, lock, mutant, bounds);
         Ok(())
     }
 }

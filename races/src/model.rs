@@ -2,25 +2,12 @@
 
 use crate::race::{Lock, Race};
 use crate::stage::{Stage, soft};
-use crate::{Outcome, Violation};
+use crate::{Bounds, Outcome, Violation};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vmalab::races::{set_knob, set_mutant};
 use vmalab::sync::thread;
-
-/// How far to look.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Schedules (shuttle), or at most so many (loom).
-    pub iterations: u64,
-    /// shuttle's seed.
-    pub seed: u64,
-    /// loom: at most so many preemptions in a schedule.
-    pub preemptions: usize,
-    /// loom: at most so long.
-    pub duration: Duration,
-}
 
 /// One schedule.
 fn play(race: &'static Race, lock: Lock) {
@@ -57,7 +44,7 @@ pub fn explore(race: &'static Race, lock: Lock, mutant: bool, bounds: Bounds) {
             .unwrap_or_else(|| info.to_string());
         caught(&text)
     }));
-    executor(bounds, move || {
+    let time_ran_out = executor(bounds, move || {
         SCHEDULES.fetch_add(1, Ordering::Relaxed);
         play(race, lock);
     });
@@ -66,20 +53,21 @@ pub fn explore(race: &'static Race, lock: Lock, mutant: bool, bounds: Bounds) {
     if let Some(knob) = race.knob {
         set_knob(knob, false);
     }
-    tell(None)
+    tell(None, time_ran_out)
 }
 
 static SCHEDULES: AtomicU64 = AtomicU64::new(0);
 static BEGAN: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// Prints what came of it.
-fn tell(violation: Option<Violation>) {
+fn tell(violation: Option<Violation>, time_ran_out: bool) {
     let ns = BEGAN.lock().expect("clock").map(|began| began.elapsed().as_nanos() as u64);
     let outcome = Outcome {
         iterations: SCHEDULES.load(Ordering::Relaxed),
         ns_to_catch: ns.filter(|_| violation.is_some()),
         violation,
         interleaving: Vec::new(),
+        time_ran_out,
     };
     println!("{}", serde_json::to_string(&outcome).expect("an outcome is JSON"));
 }
@@ -87,34 +75,43 @@ fn tell(violation: Option<Violation>) {
 /// Ends the process at the first violation: a model's threads have small
 /// stacks, and unwinding them runs code that is in the middle of a protocol.
 fn caught(message: &str) -> ! {
-    tell(Some(Violation::from_message(message)));
+    tell(Some(Violation::from_message(message)), false);
     std::process::exit(0);
 }
 
+/// Whether the bound in time ended it.
 #[cfg(loom)]
-fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) {
+fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) -> bool {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(bounds.preemptions);
     model.max_branches = 100_000;
     model.max_duration = Some(bounds.duration);
-    model.max_permutations = Some(bounds.iterations as usize);
+    // The bounds are looked at every so many schedules, and before the schedule.
+    model.checkpoint_interval = 1;
+    model.max_permutations = Some((bounds.iterations as usize).saturating_add(1));
+    let began = Instant::now();
     model.check(body);
+    // loom does not say why it ended: what ends just then may be complete.
+    began.elapsed() >= bounds.duration
 }
 
+/// Whether the bound in time ended it.
 #[cfg(all(shuttle, not(loom)))]
-fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) {
+fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) -> bool {
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
     let mut config = shuttle::Config::new();
     config.silence_warnings = true;
     config.stack_size = 256 * 1024;
     config.failure_persistence = shuttle::FailurePersistence::None;
+    config.max_time = Some(bounds.duration / 2);
     let body = Arc::new(body);
     let half = (bounds.iterations / 2).max(1) as usize;
     // Half by chance, half by few changes of priority, which finds what takes
     // a thread held for long.
     let random = RandomScheduler::new_from_seed(bounds.seed, half);
     let first = body.clone();
-    shuttle::Runner::new(random, config.clone()).run(move || first());
+    let by_chance = shuttle::Runner::new(random, config.clone()).run(move || first());
     let pct = PctScheduler::new_from_seed(bounds.seed, 3, half);
-    shuttle::Runner::new(pct, config).run(move || body());
+    let by_priority = shuttle::Runner::new(pct, config).run(move || body());
+    by_chance < half || by_priority < half
 }

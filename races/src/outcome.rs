@@ -12,7 +12,7 @@ pub struct Violation {
 }
 
 /// One run of an entry under one lock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Runs of the script, or schedules explored.
     pub iterations: u64,
@@ -22,6 +22,9 @@ pub struct Outcome {
     pub ns_to_catch: Option<u64>,
     /// How the script went: each step, and where it ended. Empty in a model.
     pub interleaving: Vec<String>,
+    /// A model's bound in time came before it had run all schedules.
+    #[serde(default)]
+    pub time_ran_out: bool,
 }
 
 impl Violation {
