@@ -38,6 +38,8 @@ pub mod model;
 pub mod process;
 #[cfg(not(any(loom, shuttle)))]
 pub mod script;
+#[cfg(not(any(loom, shuttle)))]
+pub mod suite;
 
 pub use bounds::Bounds;
 pub use catalogue::{CATALOGUE, find};
