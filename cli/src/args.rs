@@ -14,6 +14,8 @@ Examples:
       one workload on one lock, every page checked
   vmalab compare app-start --locks mmap,typesafe --threads 4 --mutators 1
       is it faster than the mmap lock, and how sure is that?
+  vmalab race reuse-other-mm --mutant
+      one known race, played step by step against the code without its check
 
 Results go to standard output, everything else to standard error.
 Exit status: 0 done; 1 a violation; 2 bad usage; 3 this machine, user or
@@ -37,6 +39,24 @@ Each round runs every subject once; the order changes from round to round.
 Ratios are taken round by round to the baseline; the interval is a 95 %
 bootstrap interval of their median. A winner is named only when the interval
 leaves out 1 and there were at least 5 rounds.";
+
+const RACE_EXAMPLES: &str = "\
+Examples:
+  vmalab list races
+  vmalab race reuse-other-mm --mutant
+      the code without the check: the oracle must notice
+  vmalab race reuse-other-mm --lock typesafe --iterations 1000
+      the complete code, the same interleaving a thousand times
+  vmalab race reuse-other-mm --executor shuttle --iterations 100000 --seed 7
+  vmalab race reuse-other-mm --mutant --executor loom --json - | jq .caught
+
+The executor 'faults' needs a build with the feature 'races':
+  cargo run --release --features races -- race reuse-other-mm --mutant
+shuttle and loom have builds of their own, which cargo makes when this is
+called inside a checkout of vmalab. docs/races.md tells every race.
+
+Exit status: 0 the mutant was caught, or the complete code passed; 1 not so;
+2 bad usage; 3 this machine, user or build cannot do it; 130 interrupted.";
 
 /// Linux's mm in user space, with real page faults: per-VMA locks against the
 /// mmap lock
@@ -66,6 +86,13 @@ pub enum Command {
     /// Run one workload on several locks in turn and say which is faster
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Run a known race: the code without its check must be caught, the
+    /// complete code must pass
+    #[command(after_help = RACE_EXAMPLES)]
+    Race(RaceArgs),
+    /// A race's own process.
+    #[command(hide = true, disable_help_flag = true)]
+    RaceChild(RaceChildArgs),
     #[command(flatten)]
     Later(Later),
 }
@@ -77,8 +104,6 @@ pub enum Later {
     Limits(Anything),
     #[command(hide = true, disable_help_flag = true)]
     Conform(Anything),
-    #[command(hide = true, disable_help_flag = true)]
-    Race(Anything),
     #[command(hide = true, disable_help_flag = true)]
     Profile(Anything),
     #[command(hide = true, disable_help_flag = true)]
@@ -95,7 +120,6 @@ impl Later {
         match self {
             Later::Limits(_) => "limits",
             Later::Conform(_) => "conform",
-            Later::Race(_) => "race",
             Later::Profile(_) => "profile",
             Later::Record(_) => "record",
             Later::Replay(_) => "replay",
@@ -177,6 +201,56 @@ pub struct CompareArgs {
     pub html: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct RaceArgs {
+    /// Race ('vmalab list races')
+    pub name: String,
+    /// Leave the check out: an oracle must notice
+    #[arg(long)]
+    pub mutant: bool,
+    /// Who decides which thread runs when: the race's own script on real
+    /// faults (faults), chance (shuttle), or every way in turn (loom)
+    /// [default: faults, or else the first that the race lists]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "EXECUTOR", verbatim_doc_comment)]
+    pub executor: Option<ExecutorArg>,
+    /// Only this lock [default: all that have the check, in turn]
+    #[arg(long, value_name = "LOCK")]
+    pub lock: Option<String>,
+    /// Runs, or schedules of a model, for each lock [default: faults 3,
+    /// shuttle 20000, loom all]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub iterations: Option<u64>,
+    /// Seed of shuttle's choices
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
+    pub seed: u64,
+    /// Most preemptions in a schedule of loom's [default: 2]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(0..=16))]
+    pub preemptions: Option<u8>,
+    /// Time that a model may take for each lock [default: loom 60s, shuttle 10m]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero)]
+    pub duration: Option<Duration>,
+    /// Write the result as JSON to FILE; '-' prints it in place of the report
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExecutorArg {
+    /// Real threads and real faults
+    Faults,
+    /// Random schedules
+    Shuttle,
+    /// All schedules within a bound
+    Loom,
+}
+
+#[derive(Args, Debug)]
+pub struct RaceChildArgs {
+    /// As `vmalab_races::child_main` takes them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
 }
 
 /// What `stress` and `compare` share.

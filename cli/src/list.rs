@@ -6,6 +6,7 @@ use crate::output::{print, print_json};
 use crate::table;
 use serde::Serialize;
 use serde_json::json;
+use vmalab_races::{CATALOGUE, Race};
 use vmalab_workloads::Lock;
 
 #[derive(Serialize)]
@@ -31,6 +32,43 @@ fn info(lock: Lock) -> LockInfo {
     LockInfo { name: lock.name(), summary, source }
 }
 
+#[derive(Serialize)]
+struct RaceInfo {
+    name: &'static str,
+    title: &'static str,
+    source: &'static str,
+    story: &'static str,
+    check: &'static str,
+    mutant: &'static str,
+    oracle: &'static str,
+    oracle_title: &'static str,
+    locks: Vec<&'static str>,
+    executors: Vec<&'static str>,
+}
+
+impl RaceInfo {
+    fn of(race: &Race) -> RaceInfo {
+        RaceInfo {
+            name: race.name,
+            title: race.title,
+            source: race.source,
+            story: race.story,
+            check: race.check,
+            mutant: race.mutant.name(),
+            oracle: race.oracle.name(),
+            oracle_title: race.oracle.title(),
+            locks: race.locks.iter().map(|lock| lock.name()).collect(),
+            executors: race.executors.iter().map(|executor| executor.name()).collect(),
+        }
+    }
+
+    fn summary(&self) -> String {
+        let RaceInfo { title, oracle, oracle_title, locks, executors, .. } = self;
+        let (locks, executors) = (locks.join(", "), executors.join(", "));
+        format!("{title}\nlocks: {locks}; executors: {executors}\noracle: {oracle} ({oracle_title})")
+    }
+}
+
 /// Lists.
 pub fn run(args: &ListArgs) -> Result<u8, Failure> {
     let (key, entries, text) = match args.what {
@@ -44,7 +82,12 @@ pub fn run(args: &ListArgs) -> Result<u8, Failure> {
             let rows = all.iter().map(|lock| (lock.name, lock.summary, lock.source));
             ("locks", json!(all), table::listing(rows))
         }
-        Listed::Races => ("races", json!([]), "no race entries in this build yet\n".to_owned()),
+        Listed::Races => {
+            let all: Vec<RaceInfo> = CATALOGUE.iter().map(|race| RaceInfo::of(race)).collect();
+            let summaries: Vec<String> = all.iter().map(RaceInfo::summary).collect();
+            let rows = all.iter().zip(&summaries).map(|(race, summary)| (race.name, summary.as_str(), race.source));
+            ("races", json!(all), table::listing(rows))
+        }
     };
     if args.json {
         print_json(&json!({ "schema": 1, "command": "list", key: entries }))?;

@@ -1,5 +1,5 @@
 //! The command `vmalab`: arguments, progress, tables and JSON. What is run and
-//! measured lives in `vmalab-workloads`.
+//! measured lives in `vmalab-workloads`, the races in `vmalab-races`.
 //!
 //! Results go to standard output, everything else to standard error. Exit
 //! statuses are in [`failure::status`].
@@ -16,6 +16,7 @@ mod list;
 mod names;
 mod output;
 mod plan;
+mod race;
 mod statistics;
 mod stress;
 mod table;
@@ -45,6 +46,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::List(args) => list::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Race(args) => race::run(args),
+        Command::RaceChild(args) => race::child(args),
         Command::Later(later) => Err(plan::not_in_this_build(&format!("'vmalab {}'", later.name()))),
     }
 }

@@ -1,9 +1,12 @@
-//! Names that users type: workloads and locks, and the nearest one to a slip.
+//! Names that users type: workloads, locks and races, and the nearest one to a slip.
 
 use crate::failure::Failure;
 
 /// What a misspelt name may differ by (Jaro-Winkler similarity).
 const SIMILAR: f64 = 0.7;
+
+/// More names than this are not listed in an error.
+const MANY: usize = 16;
 
 /// `error: unknown WHAT 'given': did you mean ...`.
 pub fn unknown(what: &str, given: &str, known: &[&str]) -> Failure {
@@ -15,15 +18,12 @@ pub fn unknown(what: &str, given: &str, known: &[&str]) -> Failure {
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
     near.truncate(2);
     let near: Vec<String> = near.iter().map(|(_, name)| format!("'{name}'")).collect();
-    if near.is_empty() {
-        Failure::usage(format!("unknown {what} '{given}': choose one of {}", known.join(", ")))
-    } else {
-        let list = if what == "workload" { "workloads" } else { "locks" };
-        Failure::usage(format!(
-            "unknown {what} '{given}': did you mean {}? 'vmalab list {list}' shows all",
-            near.join(" or ")
-        ))
-    }
+    let list = format!("'vmalab list {what}s' shows all");
+    Failure::usage(match near.is_empty() {
+        true if known.len() > MANY => format!("unknown {what} '{given}': {list}"),
+        true => format!("unknown {what} '{given}': choose one of {}", known.join(", ")),
+        false => format!("unknown {what} '{given}': did you mean {}? {list}", near.join(" or ")),
+    })
 }
 
 #[cfg(test)]
