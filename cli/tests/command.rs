@@ -7,7 +7,7 @@ use common::{assert_usage, vmalab};
 
 #[test]
 fn help_fits_80_columns_and_shows_only_what_is_there() {
-    for command in ["", "doctor", "list", "stress", "compare"] {
+    for command in ["", "doctor", "list", "stress", "compare", "race"] {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");
         let out = vmalab(&args);
@@ -15,7 +15,7 @@ fn help_fits_80_columns_and_shows_only_what_is_there() {
         for line in out.stdout.lines() {
             assert!(line.chars().count() <= 80, "{args:?}: {line}");
         }
-        for absent in ["adversary", "--html", "conform", "replay", "limits"] {
+        for absent in ["race-child", "adversary", "--html", "conform", "replay", "limits"] {
             assert!(!out.stdout.contains(absent), "{args:?} shows {absent}");
         }
     }
@@ -34,7 +34,6 @@ fn commands_that_come_later_say_so() {
     for args in [
         &["limits", "--json"][..],
         &["conform", "--ops", "10"],
-        &["race", "some-race", "--mutant"],
         &["profile", "app-start"],
         &["record", "--", "ls", "-l"],
         &["replay", "trace"],
@@ -59,13 +58,6 @@ fn lists_names() {
     let names: Vec<_> = locks["locks"].as_array().unwrap().iter().map(|lock| &lock["name"]).collect();
     assert_eq!(names, ["mmap", "rcu", "typesafe", "refcount"]);
     assert!(vmalab(&["list", "workloads", "--json"]).json()["workloads"].as_array().unwrap().len() > 5);
-}
-
-#[test]
-fn races_are_none_and_said_to_be_none() {
-    let out = vmalab(&["list", "races"]);
-    assert_eq!((out.status, out.stdout.as_str()), (0, "no race entries in this build yet\n"));
-    assert_eq!(vmalab(&["list", "races", "--json"]).json()["races"], serde_json::json!([]));
 }
 
 #[test]

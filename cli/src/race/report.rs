@@ -164,9 +164,8 @@ impl Report {
         let title = Oracle::ALL.iter().find(|o| o.name() == oracle).map_or("", |o| o.title());
         let time = lock.ns_to_catch.map_or_else(String::new, |ns| format!(" after {}", nanoseconds(ns as f64)));
         let expected = self.job.race.oracle.name();
-        let other =
-            if self.mutant && oracle != expected { format!(" (foreseen was {expected})") } else { String::new() };
-        format!("{oracle} ({title}) noticed in {done}{time}{other}:\n{what}")
+        let other = if self.mutant && oracle != expected { format!("\n(foreseen: {expected})") } else { String::new() };
+        format!("{oracle} ({title}) noticed in {done}{time}:\n{what}{other}")
     }
 
     fn verdict(&self) -> String {
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!((one.caught, one.status(), one.oracle.as_str()), (Some(false), status::VIOLATION, "O2"));
         assert!(one.text().contains("NOT CAUGHT on typesafe\n"), "{}", one.text());
         let other = report(true, Executor::Faults, &[Some("O6: the run ended"), seen], false).text();
-        assert!(other.contains("(foreseen was O2)"), "{other}");
+        assert!(other.contains("(foreseen: O2)"), "{other}");
     }
 
     #[test]
