@@ -55,7 +55,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let len = page_align_up(len).ok_or(Errno::ENOMEM)?;
         if mutant(Mutant::FixedAsTwoCalls) && flags.contains(MapFlags::FIXED) {
             self.munmap(addr, len)?;
-            point(Point::H10);
+        }
+        if flags.contains(MapFlags::FIXED) {
+            point(Point::Replace);
         }
         let mut write = self.core.mmap_write();
         if self.core.map_count() > self.core.map_count_max() {
