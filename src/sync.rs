@@ -4,11 +4,17 @@
 //! from `std::sync` directly, so that one place decides what an atomic, a
 //! fence or a futex is.
 
+#[cfg(tsan)]
+mod tsan;
+
 pub use crossbeam::utils::{Backoff, CachePadded};
+#[cfg(not(tsan))]
 pub use std::sync::Mutex;
 pub use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
 };
+#[cfg(tsan)]
+pub use tsan::Mutex;
 
 /// Sleeps until `word` is woken, if it still holds `expected`. Returns at
 /// once otherwise, and may return for no reason: callers loop.
