@@ -43,7 +43,7 @@ const BUSY: usize = 16;
 /// many VMAs that slab pages come and go.
 const BURST: usize = 1024;
 /// Operations between a mutator's bursts, and between its short-lived address spaces.
-const BURST_EVERY: usize = 2_000;
+const BURST_EVERY: usize = 1_000;
 const SPACE_EVERY: usize = 50;
 
 /// A name, and how to drive the scheme.
@@ -163,7 +163,7 @@ extern "C" fn fault<S: LockScheme>(arg: *mut c_void) -> *mut c_void {
     }
     while arena.mutators_left.load(Ordering::Relaxed) > 0 {
         let mm = &arena.spaces[random.below(2)];
-        let page = if random.below(8) == 0 { random.below(BUSY + BURST) } else { random.below(BUSY) };
+        let page = if random.below(2) == 0 { random.below(BUSY + BURST) } else { random.below(BUSY) };
         let at = BASE + page * PAGE_SIZE;
         if random.below(3) == 0 {
             // After the stamp. Mapped and writable, or not: both are right.
