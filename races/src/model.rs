@@ -109,12 +109,14 @@ fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) {
     config.stack_size = 256 * 1024;
     config.failure_persistence = shuttle::FailurePersistence::None;
     let body = Arc::new(body);
-    let half = (bounds.iterations / 2).max(1) as usize;
-    // Half by chance, half by few changes of priority, which finds what takes
-    // a thread held for long.
-    let random = RandomScheduler::new_from_seed(bounds.seed, half);
-    let first = body.clone();
-    shuttle::Runner::new(random, config.clone()).run(move || first());
-    let pct = PctScheduler::new_from_seed(bounds.seed, 3, half);
-    shuttle::Runner::new(pct, config).run(move || body());
+    let share = |n: u64| (bounds.iterations * n / 8).max(1) as usize;
+    // Mostly few changes of priority, which finds what takes a thread held for
+    // long; the rest by chance.
+    for (depth, n) in [(3, 3), (5, 3), (2, 1)] {
+        let scheduler = PctScheduler::new_from_seed(bounds.seed, depth, share(n));
+        let body = body.clone();
+        shuttle::Runner::new(scheduler, config.clone()).run(move || body());
+    }
+    let scheduler = RandomScheduler::new_from_seed(bounds.seed, share(1));
+    shuttle::Runner::new(scheduler, config).run(move || body());
 }
