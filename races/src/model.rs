@@ -103,15 +103,22 @@ fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) -> bool {
     config.silence_warnings = true;
     config.stack_size = 256 * 1024;
     config.failure_persistence = shuttle::FailurePersistence::None;
-    config.max_time = Some(bounds.duration / 2);
     let body = Arc::new(body);
-    let half = (bounds.iterations / 2).max(1) as usize;
-    // Half by chance, half by few changes of priority, which finds what takes
-    // a thread held for long.
-    let random = RandomScheduler::new_from_seed(bounds.seed, half);
-    let first = body.clone();
-    let by_chance = shuttle::Runner::new(random, config.clone()).run(move || first());
-    let pct = PctScheduler::new_from_seed(bounds.seed, 3, half);
-    let by_priority = shuttle::Runner::new(pct, config).run(move || body());
-    by_chance < half || by_priority < half
+    let mut time_ran_out = false;
+    // Mostly few changes of priority, which finds what takes a thread held for
+    // long; the rest by chance.
+    for (depth, n) in [(Some(3), 3), (Some(5), 3), (Some(2), 1), (None, 1)] {
+        let share = (bounds.iterations.saturating_mul(n) / 8).max(1) as usize;
+        config.max_time = Some(bounds.duration * n as u32 / 8);
+        let (body, config) = (body.clone(), config.clone());
+        let body = move || body();
+        let done = match depth {
+            Some(depth) => {
+                shuttle::Runner::new(PctScheduler::new_from_seed(bounds.seed, depth, share), config).run(body)
+            }
+            None => shuttle::Runner::new(RandomScheduler::new_from_seed(bounds.seed, share), config).run(body),
+        };
+        time_ran_out |= done < share;
+    }
+    time_ran_out
 }
