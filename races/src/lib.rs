@@ -13,7 +13,45 @@
 //! | `loom` | loom's, over the software `Mmu` | every one within a bound, weak memory included |
 //!
 //! An entry counts when its mutant is caught under every executor that it
-//! lists and the complete code passes the very same run.
+//! lists and the complete code passes the very same run. `scripts/races.sh`
+//! runs them all; docs/races.md tells them all, with a diagram of the threads,
+//! and is made from here ([`docs`]).
+//!
+//! # Adding an entry
+//!
+//! A new file in `catalogue/` and two lines in `catalogue/mod.rs`. The fields
+//! of [`Race`] say what it needs; copy the nearest entry. In short:
+//!
+//! 1. [`Race::set_up`] maps what the story begins with, in each of
+//!    [`Race::spaces`]. Address spaces go by number and pages by number
+//!    ([`stage::Space`]).
+//! 2. Each [`Actor`] is one thread. What it does must be right whatever the
+//!    others do meanwhile: models try every order, so it may not expect the one
+//!    of the script.
+//! 3. [`Race::script`] is the order in which it goes wrong, step by step: one
+//!    actor runs [`until`] a schedule point, or [`run`]s on, all others stand
+//!    still. A point that is missing goes into `src/races/point.rs`.
+//! 4. [`Race::mutant`] leaves the check out; a new one goes into
+//!    `src/races/mutant.rs`, and `mutant(Mutant::...)` to the check.
+//! 5. [`Race::finish`] says what must hold afterwards, for instance
+//!    [`Stage::nothing_at`](stage::Stage::nothing_at) (O2) or
+//!    [`Stage::stamped`](stage::Stage::stamped) (O1). Many oracles are in the
+//!    core and need nothing here.
+//!
+//! ```text
+//! script: &[until(0, Point::H1), run(1), run(0)],
+//!
+//!     fault            mutator
+//!  1  ┃ starts
+//!     ┻ held at H1
+//!  2  ┊                ┃ starts
+//!     ┊                ┻ to its end
+//!  3  ┃ goes on
+//!     ┻ to its end
+//! ```
+//!
+//! Then `scripts/races.sh all NAME` must say ok for each executor, and
+//! `scripts/docs-races.sh` renews the page.
 //!
 //! ```
 //! let race = vmalab_races::find("reuse-other-mm").unwrap();
@@ -25,6 +63,7 @@
 
 mod bounds;
 pub mod catalogue;
+mod diagram;
 pub mod docs;
 mod outcome;
 mod race;
