@@ -8,7 +8,7 @@
 //! where it wakes. After the last step all run freely; who has not ended
 //! [`PATIENCE`] later never will (oracle O5).
 //!
-//! Actors are held inside signal handlers: [`hook`] does nothing but atomics
+//! Actors are held inside signal handlers: `hook` does nothing but atomics
 //! and futexes.
 
 use crate::race::Race;
