@@ -83,7 +83,7 @@ pub mod suite;
 pub use bounds::Bounds;
 pub use catalogue::{CATALOGUE, find};
 pub use outcome::{Outcome, Violation};
-pub use race::{Actor, Executor, Lock, Race, Space, Step, run, until};
+pub use race::{Actor, Depth, Executor, Lock, Race, Space, Step, run, until};
 
 /// Exit status of a race's process when this machine or build cannot do it.
 pub const CANNOT: i32 = 3;

@@ -33,6 +33,8 @@ pub fn explore(race: &'static Race, lock: Lock, mutant: bool, bounds: Bounds) {
     if let Some(knob) = race.knob {
         set_knob(knob, true);
     }
+    // RCU's queues, the slab's depot and the thread table have models of their own.
+    vmalab::sync::set_aside(true);
     SCHEDULES.store(0, Ordering::Relaxed);
     *BEGAN.lock().expect("clock") = Some(Instant::now());
     std::panic::set_hook(Box::new(|info| {
