@@ -219,13 +219,14 @@ pub struct RaceArgs {
     #[arg(long, value_name = "LOCK")]
     pub lock: Option<String>,
     /// Runs, or schedules of a model, for each lock [default: faults 3,
-    /// shuttle 20000, loom all]
+    /// shuttle what the race needs (mostly 20000), loom all]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub iterations: Option<u64>,
     /// Seed of shuttle's choices
     #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
     pub seed: u64,
-    /// Most preemptions in a schedule of loom's [default: 2]
+    /// Most preemptions in a schedule of loom's [default: what the race needs,
+    /// mostly 2]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(0..=16))]
     pub preemptions: Option<u8>,
     /// Time that a model may take for each lock [default: loom 60s, shuttle 10m]

@@ -57,7 +57,7 @@ fn plan(args: &RaceArgs) -> Result<Vec<Job>, Failure> {
     };
     let executor = executor(args, race)?;
     let locks = locks(args, race)?;
-    let bounds = bounds(args, executor)?;
+    let bounds = bounds(args, race, executor)?;
     Ok(locks.into_iter().map(|lock| Job { race, lock, mutant: args.mutant, executor, bounds }).collect())
 }
 
@@ -89,14 +89,14 @@ fn locks(args: &RaceArgs, race: &Race) -> Result<Vec<Lock>, Failure> {
     Err(Failure::usage(format!("'{}' has no check to leave out on {lock}; it has on {}", race.name, listed.join(", "))))
 }
 
-fn bounds(args: &RaceArgs, executor: Executor) -> Result<Bounds, Failure> {
+fn bounds(args: &RaceArgs, race: &Race, executor: Executor) -> Result<Bounds, Failure> {
     if args.preemptions.is_some() && executor != Executor::Loom {
         return Err(Failure::usage(format!("--preemptions is for '--executor loom'; {executor} has no such bound")));
     }
     if args.duration.is_some() && executor == Executor::Faults {
         return Err(Failure::usage("--duration is for '--executor loom' and 'shuttle'; faults takes --iterations"));
     }
-    let defaults = Bounds::of(executor);
+    let defaults = Bounds::of(race, executor);
     Ok(Bounds {
         iterations: args.iterations.unwrap_or(defaults.iterations),
         seed: args.seed,

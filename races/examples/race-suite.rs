@@ -1,7 +1,7 @@
 //! The whole catalogue, or the entries named, under one executor: a line for
 //! each run. `race-suite faults|shuttle|loom CHILD [NAME...]`, where CHILD is
-//! the executor's `race-child`. RACE_SECONDS bounds each run of a model,
-//! RACE_ITERATIONS the runs or schedules. `scripts/races.sh` builds and calls it.
+//! the executor's `race-child`. RACE_SECONDS bounds each run of a model.
+//! `scripts/races.sh` builds and calls it.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn suite() -> Result<bool, (u8, String)> {
 
 #[cfg(not(any(loom, shuttle)))]
 fn suite() -> Result<bool, (u8, String)> {
-    use vmalab_races::{Bounds, Executor, find, suite::Suite};
+    use vmalab_races::{Executor, find, suite::Suite};
     let usage = |message: String| (2, message);
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [executor, child, names @ ..] = args.as_slice() else {
@@ -34,14 +34,8 @@ fn suite() -> Result<bool, (u8, String)> {
     if let Some(name) = names.iter().find(|name| find(name).is_none()) {
         return Err(usage(format!("no race is named '{name}'")));
     }
-    let mut bounds = Bounds::of(executor);
-    if let Some(seconds) = number("RACE_SECONDS").map_err(usage)? {
-        bounds.duration = Duration::from_secs(seconds);
-    }
-    if let Some(iterations) = number("RACE_ITERATIONS").map_err(usage)? {
-        bounds.iterations = iterations;
-    }
-    let suite = Suite { executor, command: &|| Command::new(child), names, bounds };
+    let duration = number("RACE_SECONDS").map_err(usage)?.map(Duration::from_secs);
+    let suite = Suite { executor, command: &|| Command::new(child), names, duration };
     let misses = suite.run(&mut |run| println!("{run}")).map_err(|reason| (3, reason))?;
     let runs = suite.jobs().len();
     println!("{executor}: {runs} runs, {misses} not as they must be");

@@ -1,6 +1,6 @@
 //! How far a run looks, and how that is told to a race's own process.
 
-use crate::race::Executor;
+use crate::race::{Executor, Race};
 use std::time::Duration;
 
 /// How far to look.
@@ -17,14 +17,14 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// What is enough for every entry of the catalogue under `executor`.
-    pub fn of(executor: Executor) -> Bounds {
+    /// What is enough for `race` under `executor`.
+    pub fn of(race: &Race, executor: Executor) -> Bounds {
         let (iterations, seconds) = match executor {
             Executor::Faults => (3, 60),
-            Executor::Shuttle => (20_000, 600),
+            Executor::Shuttle => (race.depth.schedules, 600),
             Executor::Loom => (u64::MAX, 60),
         };
-        Bounds { iterations, seed: 1, preemptions: 2, duration: Duration::from_secs(seconds) }
+        Bounds { iterations, seed: 1, preemptions: race.depth.preemptions, duration: Duration::from_secs(seconds) }
     }
 
     /// `ITERATIONS SEED PREEMPTIONS SECONDS`.
@@ -33,15 +33,15 @@ impl Bounds {
         [self.iterations.to_string(), self.seed.to_string(), self.preemptions.to_string(), seconds.to_string()]
     }
 
-    /// From those; what is missing is as in [`Bounds::of`] a loom run, once.
+    /// From those; what is missing is as for `race` under loom, but once.
     ///
     /// # Errors
     /// Which argument is not a number.
-    pub fn from_args(args: &[String]) -> Result<Bounds, String> {
+    pub fn from_args(race: &Race, args: &[String]) -> Result<Bounds, String> {
         fn number<T: std::str::FromStr>(args: &[String], i: usize, default: T) -> Result<T, String> {
             args.get(i).map_or(Ok(default), |text| text.parse().map_err(|_| format!("'{text}' is not a number")))
         }
-        let default = Bounds::of(Executor::Loom);
+        let default = Bounds::of(race, Executor::Loom);
         let seconds = number(args, 3, default.duration.as_secs_f64())?;
         Ok(Bounds {
             iterations: number(args, 0, 1)?,
@@ -58,12 +58,13 @@ mod tests {
 
     #[test]
     fn arguments_there_and_back() {
+        let race = crate::find("reuse-other-mm").unwrap();
         for &executor in Executor::ALL {
-            let bounds = Bounds { duration: Duration::from_millis(1500), seed: 7, ..Bounds::of(executor) };
-            assert_eq!(Bounds::from_args(&bounds.to_args()), Ok(bounds));
+            let bounds = Bounds { duration: Duration::from_millis(1500), seed: 7, ..Bounds::of(race, executor) };
+            assert_eq!(Bounds::from_args(race, &bounds.to_args()), Ok(bounds));
         }
-        assert_eq!(Bounds::from_args(&[]).unwrap().iterations, 1);
-        assert!(Bounds::from_args(&["many".to_string()]).is_err());
-        assert!(Bounds::from_args(&["1", "1", "2", "-3"].map(String::from)).is_err());
+        assert_eq!(Bounds::from_args(race, &[]).unwrap().iterations, 1);
+        assert!(Bounds::from_args(race, &["many".to_string()]).is_err());
+        assert!(Bounds::from_args(race, &["1", "1", "2", "-3"].map(String::from)).is_err());
     }
 }

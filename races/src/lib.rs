@@ -104,7 +104,7 @@ pub fn child_main(args: &[String]) -> Result<(), String> {
         "complete" => false,
         _ => return Err(format!("'{kind}' is neither 'complete' nor 'mutant'")),
     };
-    let bounds = Bounds::from_args(bounds)?;
+    let bounds = Bounds::from_args(race, bounds)?;
     #[cfg(not(any(loom, shuttle)))]
     faults::child(race, lock, mutant, bounds.iterations);
     #[cfg(any(loom, shuttle))]

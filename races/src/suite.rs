@@ -1,5 +1,6 @@
 //! The whole catalogue under one executor, a line for each run.
 
+use crate::Bounds;
 use crate::process::{Job, Run};
 use crate::race::{Executor, Race};
 use std::fmt;
@@ -14,8 +15,8 @@ pub struct Suite<'a> {
     pub command: &'a dyn Fn() -> Command,
     /// Only these; empty: all.
     pub names: &'a [String],
-    /// How far to look.
-    pub bounds: crate::Bounds,
+    /// How long each run of a model may take, if not as long as usual.
+    pub duration: Option<Duration>,
 }
 
 impl Suite<'_> {
@@ -28,9 +29,11 @@ impl Suite<'_> {
         };
         let mut jobs = Vec::new();
         for race in crate::CATALOGUE.iter().filter(chosen) {
+            let mut bounds = Bounds::of(race, self.executor);
+            bounds.duration = self.duration.unwrap_or(bounds.duration);
             for &lock in race.locks {
                 for mutant in [true, false] {
-                    jobs.push(Job { race, lock, mutant, executor: self.executor, bounds: self.bounds });
+                    jobs.push(Job { race, lock, mutant, executor: self.executor, bounds });
                 }
             }
         }
@@ -88,10 +91,10 @@ fn seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bounds, Lock, Outcome};
+    use crate::{Lock, Outcome};
 
     fn suite<'a>(names: &'a [String], command: &'a dyn Fn() -> Command) -> Suite<'a> {
-        Suite { executor: Executor::Faults, command, names, bounds: Bounds::of(Executor::Faults) }
+        Suite { executor: Executor::Faults, command, names, duration: None }
     }
 
     #[test]

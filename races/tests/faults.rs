@@ -13,7 +13,7 @@ fn every_mutant_is_caught_and_the_complete_code_passes() {
     use std::process::Command;
     use std::time::Duration;
     use vmalab_races::process::Run;
-    use vmalab_races::{Bounds, Executor, suite::Suite};
+    use vmalab_races::{Executor, suite::Suite};
     /// Told, not demanded: a busy machine is no fault of an entry.
     const SLOW: Duration = Duration::from_secs(1);
 
@@ -25,7 +25,7 @@ fn every_mutant_is_caught_and_the_complete_code_passes() {
     };
     let executor = Executor::Faults;
     let command = || Command::new(env!("CARGO_BIN_EXE_race-child"));
-    let suite = Suite { executor, command: &command, names: &[], bounds: Bounds::of(executor) };
+    let suite = Suite { executor, command: &command, names: &[], duration: None };
     let misses = suite.run(&mut tell).expect("this machine can run them ('vmalab doctor')");
     assert!(!told.is_empty());
     assert_eq!(misses, 0, "not as they must be:\n{}", told.join("\n"));

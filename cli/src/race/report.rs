@@ -252,7 +252,7 @@ mod tests {
         let race = vmalab_races::find("reuse-other-mm").unwrap();
         let jobs: Vec<Job> = Lock::REUSING
             .iter()
-            .map(|&lock| Job { race, lock, mutant, executor, bounds: Bounds::of(executor) })
+            .map(|&lock| Job { race, lock, mutant, executor, bounds: Bounds::of(race, executor) })
             .collect();
         let run = |(job, violation): (&Job, &Option<&str>)| {
             let violation = violation.map(Violation::from_message);
