@@ -20,7 +20,7 @@ mod maps;
 mod mmap;
 mod mprotect;
 mod munmap;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub(crate) use self::core::MmapWrite;

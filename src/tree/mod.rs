@@ -36,7 +36,7 @@
 mod gap;
 mod node;
 mod read;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod validate;
 mod write;

@@ -63,6 +63,9 @@ pub struct Vma<S: LockScheme> {
     touched: AtomicBool,
     /// Oracle O3, see [`Epoch`].
     epoch: Epoch,
+    /// In a part model: the fields above, as data without any ordering.
+    #[cfg(all(test, loom))]
+    fields: crate::models::Plain,
     /// What the lock scheme keeps; not touched by anything but the scheme.
     pub(crate) lock: S::VmaLock,
 }
@@ -112,30 +115,49 @@ impl<S: LockScheme> Vma<S> {
             owner_id: AtomicU64::new(0),
             touched: AtomicBool::new(false),
             epoch: Epoch::new(),
+            #[cfg(all(test, loom))]
+            fields: crate::models::Plain::new(),
             lock: S::new_vma_lock(),
         }
     }
 
     // All loads and stores of these fields are Relaxed: the lock that makes
-    // them worth something orders them (see the lock scheme).
+    // them worth something orders them (see the lock scheme). The part models
+    // check that it does, wherever fields are relied on.
+
+    #[inline(always)]
+    fn relied_on(&self) {
+        #[cfg(all(test, loom))]
+        self.fields.look();
+    }
+
+    #[inline(always)]
+    fn written(&self) {
+        #[cfg(all(test, loom))]
+        self.fields.change();
+    }
 
     /// The address space, for comparison only.
     #[inline]
     pub(crate) fn vm_mm(&self) -> *const MmCore<S> {
+        self.relied_on();
         self.vm_mm.load(Ordering::Relaxed)
     }
 
     /// Whether the range holds `addr` just now; settled only under a lock.
     #[inline]
     pub(crate) fn range_now_contains(&self, addr: VirtAddr) -> bool {
+        self.relied_on();
         self.vm_start.load(Ordering::Relaxed) <= addr.get() && addr.get() < self.vm_end.load(Ordering::Relaxed)
     }
 
     fn range(&self) -> PageRange {
+        self.relied_on();
         PageRange::new(VirtAddr(self.vm_start.load(Ordering::Relaxed)), VirtAddr(self.vm_end.load(Ordering::Relaxed)))
     }
 
     fn flags(&self) -> VmaFlags {
+        self.relied_on();
         VmaFlags::from_bits_retain(self.vm_flags.load(Ordering::Relaxed))
     }
 
@@ -144,6 +166,7 @@ impl<S: LockScheme> Vma<S> {
     }
 
     fn store_segment(&self, segment: &Segment, touched: bool) {
+        self.written();
         self.vm_start.store(segment.range.start().get(), Ordering::Relaxed);
         self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
         self.vm_flags.store(segment.flags.bits(), Ordering::Relaxed);
