@@ -95,7 +95,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         let vma = match S::lock_vma_under_rcu(self.core(), addr) {
             // SAFETY: the scheme has read-locked it, attached to our mm.
-            Ok(vma) => unsafe { VmaRead::new(vma, Hold::Vma) },
+            Ok(vma) => unsafe { VmaRead::new(self.core(), vma, Hold::Vma) },
             Err(abort) => {
                 count(abort.counter());
                 return None;
@@ -136,7 +136,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             }
         };
         // SAFETY: in the tree, so attached, and the mmap lock keeps it so.
-        let mut vma = unsafe { VmaRead::new(vma, Hold::Mmap(read.into_guard())) };
+        let mut vma = unsafe { VmaRead::new(self.core(), vma, Hold::Mmap(read.into_guard())) };
         match self.handle_mm_fault(&mut vma, addr, access) {
             Step::Finished(outcome) => outcome,
             Step::Retry => unreachable!("the mmap lock is held"),

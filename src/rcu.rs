@@ -187,11 +187,16 @@ impl Domain {
             // and this store leaves the word as it was; the number stored here
             // is then older than need be, which only makes a grace period wait
             // for us.
-            word.store(number << NEST_BITS | 1, Ordering::Relaxed);
+            //
+            // Release, though it publishes nothing of this section: `advance` may
+            // read this store and not the one that ended the section before, whose
+            // reads must come before the free all the same.
+            word.store(number << NEST_BITS | 1, Ordering::Release);
             membarrier::light();
         } else {
             assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
-            word.store(old + 1, Ordering::Relaxed);
+            // Release: as above, for `advance` may as well read this one.
+            word.store(old + 1, Ordering::Release);
         }
         ReadGuard { domain: self, cell: word, shared: false, _not_send: PhantomData }
     }
@@ -226,7 +231,7 @@ impl Domain {
             return true;
         }
         for slot in thread::all().skip(progress.slots_seen) {
-            // Acquire: pairs with the Release in `ReadGuard::drop`.
+            // Acquire: pairs with the Release in `ReadGuard::drop`, and in `enter`.
             let word = slot.rcu.word[self.index].load(Ordering::Acquire);
             if word & NEST_MASK != 0 && word >> NEST_BITS < progress.target {
                 return false;

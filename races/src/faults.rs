@@ -123,8 +123,10 @@ pub fn child(race: &'static Race, lock: Lock, mutant: bool, iterations: u64) -> 
         });
         set_mutant(mutant.then_some(race.mutant));
         script::play(race, &stage, &mut |line| tale(&mut |tale| tale.interleaving.push(line.clone())));
-        stage.finish(race);
-        drop(stage);
+        script::afterwards(|| {
+            stage.finish(race);
+            drop(stage);
+        });
         set_mutant(None);
     }
     tell(None)

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use vmalab::races::{Oracle, Point, set_hook, violation};
 
 /// How long an actor may run without reaching anything.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_millis(400);
 /// An actor that seems to sleep may have been woken already: it is believed
 /// after this long.
 const SETTLE: Duration = Duration::from_micros(500);
@@ -185,4 +185,18 @@ pub fn play(race: &'static Race, stage: &Stage, log: &mut dyn FnMut(String)) {
         }
     });
     set_hook(None);
+}
+
+/// Runs what is left when the actors have ended.
+pub fn afterwards(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let (done, is_done) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            work();
+            let _ = done.send(());
+        });
+        if is_done.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            violation(Oracle::O5, "what follows the race never ends");
+        }
+    });
 }

@@ -174,6 +174,12 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     /// Whether the VMA is attached. Exact only for who may change it.
     fn is_attached(vma: &Vma<Self>) -> bool;
 
+    /// Whether the numbers say that the VMA is write-locked in `mm`. Exact for
+    /// who holds it, either way (oracle O3).
+    fn is_write_locked(_mm: &MmCore<Self>, _vma: &Vma<Self>) -> bool {
+        false
+    }
+
     /// Readers that hold the VMA's own lock now (oracle O4, at rest).
     fn readers(vma: &Vma<Self>) -> u32;
 }

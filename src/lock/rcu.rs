@@ -140,6 +140,10 @@ unsafe impl LockScheme for Rcu {
         !vma.lock.detached.load(Ordering::Relaxed)
     }
 
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
+    }
+
     fn readers(vma: &Vma<Self>) -> u32 {
         vma.lock.sem.readers()
     }
@@ -149,6 +153,7 @@ unsafe impl LockScheme for Rcu {
 #[inline(always)]
 fn lock_found(mm: &MmCore<Rcu>, vma: &Vma<Rcu>, addr: VirtAddr) -> Result<(), Refused> {
     start_read(mm, vma).map_err(Refused::For)?;
+    point(Point::Numbers);
     if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
         vma.lock.sem.up_read();
         return Err(Refused::Detached);

@@ -141,6 +141,7 @@ unsafe impl LockScheme for RefCount {
         // Readers that raised the count after the number was set, and are about
         // to see it and leave; and readers of other mms.
         let left = vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
+        point(Point::H11);
         if left != 0 {
             wait_for_readers(mm, vma, EXCLUDE_READERS, None).expect("nobody can tell it to give up");
         }
@@ -172,6 +173,10 @@ unsafe impl LockScheme for RefCount {
 
     fn is_attached(vma: &Vma<Self>) -> bool {
         vma.lock.vm_refcnt.load(Ordering::Relaxed) != 0
+    }
+
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
     }
 
     fn readers(vma: &Vma<Self>) -> u32 {
@@ -214,6 +219,7 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
         }
     }
     point(Point::H3);
+    point(Point::Attached);
     let vm_mm = vma.vm_mm();
     if !ptr::eq(vm_mm, mm) && !mutant(Mutant::NoMmCheck) {
         put_foreign(vma, vm_mm);
@@ -224,6 +230,7 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
         put(vma, mm);
         return Err(Refused::For(Abort::WriteLockedLate));
     }
+    point(Point::Numbers);
     Ok(())
 }
 
@@ -274,6 +281,7 @@ fn start_write(mm: &MmCore<RefCount>, vma: &Vma<RefCount>, kill: Option<&Kill>) 
     }
     // Relaxed: the wait below acquires.
     vma.lock.vm_refcnt.fetch_add(EXCLUDE_READERS, Ordering::Relaxed);
+    point(Point::H11);
     if let Err(killed) = wait_for_readers(mm, vma, EXCLUDE_READERS + 1, kill) {
         if !mutant(Mutant::InterruptedWriterKeepsFlag) {
             // Relaxed: nothing was changed; readers may come again (R9).
@@ -314,7 +322,7 @@ fn wait_for_readers(
             spins -= 1;
             spin_loop();
         } else {
-            point(Point::H11);
+            point(Point::Doze);
             if mutant(Mutant::WakeWordReadLate) {
                 turn = mm.vma_writer_wait.load(Ordering::Acquire);
             }

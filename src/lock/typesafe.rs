@@ -192,6 +192,10 @@ unsafe impl LockScheme for TypeSafe {
         !vma.lock.detached.load(Ordering::Relaxed)
     }
 
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
+    }
+
     fn readers(vma: &Vma<Self>) -> u32 {
         vma.lock.sem.readers()
     }
@@ -229,9 +233,11 @@ fn check_locked(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> R
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
         return Err(Refused::For(Abort::WriteLockedLate));
     }
+    point(Point::Numbers);
     if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
         return Err(Refused::Detached);
     }
+    point(Point::Attached);
     if !ptr::eq(vma.vm_mm(), mm) && !mutant(Mutant::NoMmCheck) {
         return Err(Refused::For(Abort::OtherMm));
     }
@@ -298,6 +304,7 @@ impl VmaSem {
         // Acquire: pairs with the Release in `up_read`, also in the loop below.
         let before = self.word.fetch_or(Self::WRITER, Ordering::Acquire);
         assert!(before & Self::WRITER == 0, "VMA with two owners");
+        point(Point::H11);
         let mut spins = SPINS;
         loop {
             let word = self.word.load(Ordering::Acquire);
@@ -310,7 +317,7 @@ impl VmaSem {
             } else if word & Self::SLEEPER == 0 {
                 self.word.fetch_or(Self::SLEEPER, Ordering::Relaxed);
             } else {
-                point(Point::H11);
+                point(Point::Doze);
                 // Sleeps only if no reader came or went since the look.
                 futex_wait(&self.word, word);
             }

@@ -101,12 +101,12 @@ impl<S: LockScheme> MmCore<S> {
         let ordering = unless(Mutant::UnlockIsPlainStore, Ordering::Release);
         self.mm_lock_seq.store(next_number(seq), ordering);
         point(Point::Section);
-        MmapWrite { guard: Some(guard), mm: self }
+        MmapWrite { exit: false, guard: Some(guard), mm: self }
     }
 
     /// A write section without the lock: a mutant.
     pub(crate) fn pretend_write(&self) -> MmapWrite<'_, S> {
-        MmapWrite { guard: None, mm: self }
+        MmapWrite { exit: false, guard: None, mm: self }
     }
 
     /// Wakes the writer that waits for readers of a VMA (`rcuwait_wake_up`).
@@ -174,6 +174,8 @@ impl<'m, S: LockScheme> MmapRead<'m, S> {
 /// The mmap lock of an address space, held for writing: the only way to a VMA
 /// write lock. When it is dropped or downgraded, all of those are released.
 pub struct MmapWrite<'m, S: LockScheme> {
+    /// The address space ends with this section.
+    exit: bool,
     guard: Option<mmap_lock::WriteGuard<'m>>,
     mm: &'m MmCore<S>,
 }
@@ -307,6 +309,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
     /// gone, and the incarnation of the piece that was added, if one was.
     pub(crate) fn commit(&mut self, prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
         let Prepared { span, planned, mut old, new, touched } = prepared;
+        point(Point::Commit);
         let mut new = new.into_iter();
         let mut entries: SmallVec<[Entry<Vma<S>>; 4]> = SmallVec::new();
         let mut fresh = 0;
@@ -351,7 +354,10 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         point(Point::H8);
         let count = self.mm.map_count.load(Ordering::Relaxed) + entries.len() - removed;
         self.mm.map_count.store(count, Ordering::Relaxed);
-        (old.into_iter().flatten().map(VmaWrite::detach).collect(), fresh)
+        let detach = |vma: VmaWrite<'m, S>| {
+            if self.exit && mutant(Mutant::ExitWithoutDetach) { vma.leave_attached() } else { vma.detach() }
+        };
+        (old.into_iter().flatten().map(detach).collect(), fresh)
     }
 
     /// Gives the VMA at `addr` its flags after it was published: a mutant.
@@ -381,6 +387,7 @@ impl<S: LockScheme> MmCore<S> {
     pub(super) fn exit_mmap(&self) {
         {
             let mut write = self.mmap_write();
+            write.exit = true;
             let all = write.snapshot().iter().map(|e| e.range).fold(None, |all: Option<PageRange>, r| {
                 Some(PageRange::new(all.map_or(r.start(), |a| a.start()), r.end()))
             });

@@ -55,7 +55,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let len = page_align_up(len).ok_or(Errno::ENOMEM)?;
         if mutant(Mutant::FixedAsTwoCalls) && flags.contains(MapFlags::FIXED) {
             self.munmap(addr, len)?;
-            point(Point::H10);
+        }
+        if flags.contains(MapFlags::FIXED) {
+            point(Point::Replace);
         }
         let mut write = self.core.mmap_write();
         if self.core.map_count() > self.core.map_count_max() {
@@ -90,9 +92,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Err(Errno::ENOMEM);
         }
         let snapshot = write.snapshot();
-        if hint != 0 {
-            // Rounded down, and raised to the lowest address there is.
-            let hint = VirtAddr(hint).page().max(bounds.start());
+        // Rounded down first: a hint inside the first page is none (`round_hint_to_min`).
+        let hint = VirtAddr(hint).page();
+        if hint != VirtAddr(0) {
+            // Raised to the lowest address there is.
+            let hint = hint.max(bounds.start());
             if let Some(range) = page_range(hint, len)
                 && bounds.covers(range)
                 && snapshot.is_free(range)
@@ -101,7 +105,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             }
         }
         let place = |start: VirtAddr| PageRange::sized(start, len);
-        if hint == 0
+        if hint == VirtAddr(0)
             && let Some(start) = huge_aligned(&snapshot, len, bounds)
         {
             return Ok(place(start));

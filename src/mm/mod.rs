@@ -18,6 +18,8 @@ mod grow;
 mod maps;
 #[allow(clippy::module_inception, reason = "the file of the mmap call")]
 mod mmap;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod mprotect;
 mod munmap;
 #[cfg(all(test, not(any(loom, shuttle))))]

@@ -38,11 +38,17 @@ points! {
     /// Reader.
     H3 = "between taking the lock and the checks that follow",
     /// Reader.
+    Numbers = "between the second comparison of the numbers and the checks that follow",
+    /// Reader.
+    Attached = "between finding the object attached and comparing vm_mm",
+    /// Reader.
     H4 = "before the lock is given back",
     /// Reader.
     H5 = "between giving the lock back and waking the writer",
     /// Writer.
     H6 = "while an object is filled in, before its lock state is settled",
+    /// Writer.
+    Commit = "between write-locking the VMAs and changing them",
     /// Writer.
     H7 = "between attaching a VMA and publishing the tree",
     /// Writer.
@@ -53,6 +59,8 @@ points! {
     H10 = "between the removal of pages and the end of the operation",
     /// Writer.
     H11 = "between announcing a writer and waiting for readers",
+    /// Writer.
+    Doze = "between a look that says wait and going to sleep",
     /// Writer.
     Drained = "between the drain of the readers and the new number",
     /// Writer.
@@ -69,6 +77,8 @@ points! {
     Sleep = "before sleeping on a futex",
     /// Either.
     Woken = "after sleeping on a futex",
+    /// Writer.
+    Replace = "before a MAP_FIXED takes the mmap lock",
     /// Writer.
     Section = "a write section has begun",
     /// Writer.

@@ -1,7 +1,10 @@
 //! The machine's own primitives: real threads, real futexes.
 
+#[cfg(tsan)]
+pub use super::tsan::Mutex;
 pub use crossbeam::utils::Backoff;
 pub use std::hint::spin_loop;
+#[cfg(not(tsan))]
 pub use std::sync::Mutex;
 pub use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, compiler_fence, fence,

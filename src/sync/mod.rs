@@ -33,6 +33,8 @@ use shuttle as back_end;
 mod model;
 
 pub mod track;
+#[cfg(tsan)]
+mod tsan;
 
 pub use back_end::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Backoff, Mutex, compiler_fence, fence,

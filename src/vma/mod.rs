@@ -27,7 +27,7 @@ use crate::addr::{PageRange, VirtAddr};
 use crate::lock::{Kill, Killed, LockScheme};
 use crate::mm::{MmCore, MmapWrite};
 use crate::mmap_lock;
-use crate::races::{self, Mutant, Oracle, mutant};
+use crate::races::{self, Knob, Mutant, Oracle, knob, mutant};
 use crate::stats::{Counter, count};
 #[cfg(any(feature = "races", loom, shuttle))]
 use crate::sync::plain::AtomicU64 as EpochNumber;
@@ -214,9 +214,16 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
     /// `vma` is attached to an mm that outlives `'m`, and `hold` keeps it so:
     /// [`Hold::Vma`] is the caller's read lock, given to the guard.
     #[inline]
-    pub(crate) unsafe fn new(vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
+    pub(crate) unsafe fn new(mm: &'m MmCore<S>, vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
         // SAFETY: the caller's promise.
         let epoch = unsafe { vma.as_ref() }.epoch.now();
+        // (Numbers that wrap may be equal by chance.)
+        if races::ENABLED && matches!(hold, Hold::Vma) && !knob(Knob::SequenceOf8Bits) {
+            // SAFETY: as above.
+            if S::is_write_locked(mm, unsafe { vma.as_ref() }) {
+                races::violation(Oracle::O3, "a reader locked a VMA that is write-locked");
+            }
+        }
         if races::ENABLED && epoch & 1 == 1 {
             races::violation(Oracle::O3, "a reader locked a VMA that is not attached");
         }
@@ -396,12 +403,15 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
         incarnation
     }
 
+    /// Frees the VMA without detaching it: a mutant.
+    pub(crate) fn leave_attached(self) -> VmaNew<'w, S> {
+        VmaNew { vma: self.vma, mm: self.mm }
+    }
+
     /// Takes the VMA out of use (`vma_mark_detached`). Its tree entry must
     /// already be gone, or go in this write section.
     pub(crate) fn detach(self) -> VmaNew<'w, S> {
-        if !mutant(Mutant::ExitWithoutDetach) {
-            S::vma_mark_detached(self.vma());
-        }
+        S::vma_mark_detached(self.vma());
         self.vma().epoch.add(1);
         VmaNew { vma: self.vma, mm: self.mm }
     }
@@ -463,8 +473,8 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
 
     /// Puts the VMA into use, write-locked (`vma_mark_attached`).
     pub(crate) fn attach(self) -> VmaWrite<'w, S> {
-        self.vma().epoch.add(1);
         S::vma_mark_attached(self.mm, self.vma());
+        self.vma().epoch.add(1);
         let write = VmaWrite { vma: self.vma, mm: self.mm };
         std::mem::forget(self);
         write

@@ -351,7 +351,7 @@ fn a_reader_sees_what_the_section_before_changed() {
             if lock_found(mm.core(), vma, page(1)).is_ok() {
                 let after = vma.lock.vm_lock_seq.load(Ordering::Relaxed) != before;
                 // SAFETY: locked just now.
-                let read = unsafe { VmaRead::new(NonNull::from(vma), Hold::Vma) };
+                let read = unsafe { VmaRead::new(mm.core(), NonNull::from(vma), Hold::Vma) };
                 assert_eq!(read.flags().contains(VmaFlags::WRITE), !after, "the flags of the section before");
             }
         };

@@ -75,8 +75,9 @@ fn hints<S: LockScheme>() {
     let mm = soft::<S>(16);
     assert_eq!(mm.mmap(page(3) + 5, PAGE_SIZE, RW, ANON).unwrap().get(), page(3), "rounded down");
     assert_eq!(mm.mmap(page(3), PAGE_SIZE, RW, ANON).unwrap().get(), page(15), "taken: ignored");
-    assert_eq!(mm.mmap(1, PAGE_SIZE, RW, ANON).unwrap().get(), page(0), "too low: raised");
-    assert_eq!(mm.mmap(page(15), 3 * PAGE_SIZE, RW, ANON).unwrap().get(), page(12), "reaches out: ignored");
+    assert_eq!(mm.mmap(PAGE_SIZE, PAGE_SIZE, RW, ANON).unwrap().get(), page(0), "too low: raised");
+    assert_eq!(mm.mmap(1, PAGE_SIZE, RW, ANON).unwrap().get(), page(14), "inside the first page: none");
+    assert_eq!(mm.mmap(page(15), 3 * PAGE_SIZE, RW, ANON).unwrap().get(), page(11), "reaches out: ignored");
 }
 
 fn fixed_replaces_and_splits<S: LockScheme>() {

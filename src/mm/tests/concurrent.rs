@@ -30,7 +30,7 @@ fn a_page_that_comes_during_the_drain_is_not_missed() {
         let addr = VirtAddr(page(1));
         let found = TypeSafe::lock_vma_under_rcu(mm.core(), addr).unwrap();
         // SAFETY: read-locked just now.
-        let fault = unsafe { VmaRead::new(found, Hold::Vma) };
+        let fault = unsafe { VmaRead::new(mm.core(), found, Hold::Vma) };
         let mutator = {
             let mm = mm.clone();
             std::thread::spawn(move || operation(&mm))
