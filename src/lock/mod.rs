@@ -18,7 +18,7 @@
 
 mod mmap;
 #[cfg(all(test, loom))]
-mod models;
+pub(crate) mod models;
 mod rcu;
 mod refcount;
 mod typesafe;

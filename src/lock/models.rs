@@ -13,23 +13,24 @@ use super::LockScheme;
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::mm::{MmCore, MmapWrite};
 use crate::models::{explore, join, spawn};
+use crate::vma::plan::Layout;
 use crate::vma::{Hold, Segment, Vma, VmaFlags, VmaNew, VmaRead, VmaRef, VmaWrite};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// A scheme whose readers can be started behind the walk.
-pub(super) trait Found: LockScheme {
+pub(crate) trait Found: LockScheme {
     /// What a fault of `mm` at `addr` does with the object it found.
     fn lock_found(mm: &MmCore<Self>, vma: &Vma<Self>, addr: VirtAddr) -> bool;
 }
 
 /// Two address spaces, and two objects that main has had.
-pub(super) struct Scene<S: LockScheme> {
-    pub(super) a: Box<MmCore<S>>,
-    pub(super) b: Box<MmCore<S>>,
+pub(crate) struct Scene<S: LockScheme> {
+    pub(crate) a: Box<MmCore<S>>,
+    pub(crate) b: Box<MmCore<S>>,
     /// The stale pointer.
-    pub(super) x: NonNull<Vma<S>>,
-    pub(super) y: NonNull<Vma<S>>,
+    pub(crate) x: NonNull<Vma<S>>,
+    pub(crate) y: NonNull<Vma<S>>,
 }
 
 // SAFETY: slab objects, which all threads may share and which stay.
@@ -37,12 +38,25 @@ unsafe impl<S: LockScheme> Send for Scene<S> {}
 // SAFETY: as above.
 unsafe impl<S: LockScheme> Sync for Scene<S> {}
 
+/// A pointer from a walk.
+pub(crate) struct Stale<S: LockScheme>(pub(crate) NonNull<Vma<S>>);
+
+// SAFETY: to a slab object, which all threads may share and which stays.
+unsafe impl<S: LockScheme> Send for Stale<S> {}
+
+impl<S: LockScheme> Stale<S> {
+    /// The pointer.
+    pub(crate) fn get(&self) -> NonNull<Vma<S>> {
+        self.0
+    }
+}
+
 /// Pages `first..end`.
-pub(super) fn pages(first: usize, end: usize) -> PageRange {
+pub(crate) fn pages(first: usize, end: usize) -> PageRange {
     PageRange::new(page(first), page(end))
 }
 
-pub(super) fn page(n: usize) -> VirtAddr {
+pub(crate) fn page(n: usize) -> VirtAddr {
     VirtAddr(n * PAGE_SIZE)
 }
 
@@ -51,12 +65,12 @@ fn segment(range: PageRange) -> Segment {
 }
 
 /// A new VMA, attached.
-pub(super) fn attach<'m, S: LockScheme>(write: &MmapWrite<'m, S>, range: PageRange) -> VmaWrite<'m, S> {
+pub(crate) fn attach<'m, S: LockScheme>(write: &MmapWrite<'m, S>, range: PageRange) -> VmaWrite<'m, S> {
     VmaNew::alloc(write, &segment(range)).expect("memory").attach()
 }
 
 /// Write-locks an attached VMA.
-pub(super) fn lock<'m, S: LockScheme>(write: &MmapWrite<'m, S>, vma: NonNull<Vma<S>>) -> VmaWrite<'m, S> {
+pub(crate) fn lock<'m, S: LockScheme>(write: &MmapWrite<'m, S>, vma: NonNull<Vma<S>>) -> VmaWrite<'m, S> {
     // SAFETY: the models' writers write-lock only what is attached to the mm.
     let vma: VmaRef<'m, S> = unsafe { VmaRef::new(vma) };
     vma.start_write(write, None).expect("nobody can tell it to give up")
@@ -64,25 +78,46 @@ pub(super) fn lock<'m, S: LockScheme>(write: &MmapWrite<'m, S>, vma: NonNull<Vma
 
 /// A fault of `mm` at page `n` that has found `vma`. Returns whether it got
 /// the lock.
-pub(super) fn fault<S: Found>(mm: &MmCore<S>, vma: NonNull<Vma<S>>, n: usize) -> bool {
+pub(crate) fn fault<S: Found>(mm: &MmCore<S>, vma: NonNull<Vma<S>>, n: usize) -> bool {
     // SAFETY: memory of a slab, which stays a VMA in a model.
     let object = unsafe { vma.as_ref() };
     if !S::lock_found(mm, object, page(n)) {
         return false;
     }
+    held(mm, vma, n);
+    true
+}
+
+/// What must hold of a VMA that was locked for a fault of `mm` at page `n`, and
+/// the end of the fault.
+pub(crate) fn held<S: LockScheme>(mm: &MmCore<S>, vma: NonNull<Vma<S>>, n: usize) {
     // SAFETY: locked just now.
     let read = unsafe { VmaRead::new(mm, vma, Hold::Vma) };
+    // SAFETY: as above.
+    let object = unsafe { vma.as_ref() };
     assert!(read.range().contains(page(n)), "O1: locked a VMA that does not cover the address");
     assert!(ptr::eq(object.vm_mm(), mm), "O1: locked a VMA of another mm");
     assert!(!read.flags().is_empty());
-    true
+}
+
+/// Maps page `n`, or unmaps it, through the tree.
+pub(crate) fn replace<S: LockScheme>(mm: &MmCore<S>, n: usize, new: bool) {
+    let range = pages(n, n + 1);
+    let mut write = mm.mmap_write();
+    let (affected, _) = write.affected(range);
+    let mut layout = Layout::new();
+    if new {
+        layout.change(None, segment(range));
+    }
+    let prepared = write.prepare(&affected, &layout, None).expect("memory").expect("a change");
+    drop(write.commit(prepared));
 }
 
 type Actor<S> = fn(&Scene<S>);
 
 /// Explores `actors` over a scene in which `x` is attached to `a` at page 1
 /// and `y` at pages 4..6.
-pub(super) fn scene<S: Found>(name: &'static str, preemptions: Option<usize>, actors: &'static [Actor<S>]) {
+pub(crate) fn scene<S: Found>(name: &'static str, preemptions: Option<usize>, actors: &'static [Actor<S>]) {
     explore(name, preemptions, move || {
         let (a, b) = (Box::new(MmCore::new()), Box::new(MmCore::new()));
         let (x, y) = {
@@ -110,7 +145,7 @@ pub(super) fn scene<S: Found>(name: &'static str, preemptions: Option<usize>, ac
 
 /// The object is unmapped, freed, and handed out again at another place of the
 /// same mm, all in one write section.
-pub(super) fn moves<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn moves<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
     let again = attach(&write, pages(2, 3));
@@ -118,7 +153,7 @@ pub(super) fn moves<S: LockScheme>(scene: &Scene<S>) {
 }
 
 /// The same in two write sections, and at the same place.
-pub(super) fn comes_back<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn comes_back<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
     drop(write);
@@ -128,7 +163,7 @@ pub(super) fn comes_back<S: LockScheme>(scene: &Scene<S>) {
 
 /// It is handed out again to another mm, at the very same place, and goes
 /// from there.
-pub(super) fn emigrates<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn emigrates<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
     drop(write);
@@ -140,7 +175,7 @@ pub(super) fn emigrates<S: LockScheme>(scene: &Scene<S>) {
 }
 
 /// It is freed, and becomes the right half of another VMA that is split.
-pub(super) fn splits<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn splits<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
     let right = VmaNew::alloc(&write, &segment(pages(5, 6))).expect("memory");
@@ -150,7 +185,7 @@ pub(super) fn splits<S: LockScheme>(scene: &Scene<S>) {
 }
 
 /// It shrinks and grows again, and a section follows that leaves it alone.
-pub(super) fn changes<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn changes<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     lock(&write, scene.x).set_segment(&segment(pages(1, 3)), false);
     drop(write);
@@ -158,28 +193,28 @@ pub(super) fn changes<S: LockScheme>(scene: &Scene<S>) {
 }
 
 /// It goes for good.
-pub(super) fn goes<S: LockScheme>(scene: &Scene<S>) {
+pub(crate) fn goes<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
 }
 
 /// A fault at page 1.
-pub(super) fn reads<S: Found>(scene: &Scene<S>) {
+pub(crate) fn reads<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.x, 1);
 }
 
 /// A fault at page 2.
-pub(super) fn reads_page_2<S: Found>(scene: &Scene<S>) {
+pub(crate) fn reads_page_2<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.x, 2);
 }
 
 /// A fault at page 5, whose walk found `x`.
-pub(super) fn reads_page_5<S: Found>(scene: &Scene<S>) {
+pub(crate) fn reads_page_5<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.x, 5);
 }
 
 /// A fault at page 5, whose walk found `y`.
-pub(super) fn reads_y<S: Found>(scene: &Scene<S>) {
+pub(crate) fn reads_y<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.y, 5);
 }
 
@@ -200,7 +235,7 @@ macro_rules! reuse_models {
 
         #[test]
         fn reused_in_another_mm() {
-            scene::<$scheme>(concat!($name, ": reuse in another mm"), None, &[emigrates, reads]);
+            scene::<$scheme>(concat!($name, ": reuse in another mm"), OTHER_MM, &[emigrates, reads]);
         }
 
         #[test]

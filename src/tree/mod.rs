@@ -34,6 +34,8 @@
 //! makes a search for free space O(log n).
 
 mod gap;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod read;
 #[cfg(all(test, not(any(loom, shuttle))))]

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Bound on the preemptions of models with two readers and a writer.
 const TWO_READERS: Option<usize> = Some(2);
 
+/// Bound on those of the reuse in another mm, which has three write sections.
+const OTHER_MM: Option<usize> = Some(5);
+
 impl Found for TypeSafe {
     fn lock_found(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> bool {
         lock_found(mm, vma, addr).is_ok()
