@@ -46,7 +46,7 @@
 //! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
 
 use crate::membarrier;
-use crate::sync::{AtomicU64, Backoff, MODEL, Mutex, Ordering, array, const_fn, statics};
+use crate::sync::{AtomicU64, Backoff, MODEL, Mutex, Ordering, array, aside, const_fn, statics};
 use crate::thread::{self, SLOTS};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -377,11 +377,11 @@ pub unsafe fn defer(object: *mut (), reclaim: unsafe fn(*mut ())) {
 pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe fn(*mut ())) {
     let queue = my_queue();
     let stamp = READERS.stamp();
-    let backlog = {
+    let backlog = aside(|| {
         let mut queue = queue.lock().expect("deferred queue");
         queue.extend(objects.map(|object| Deferred { stamp, object, reclaim }));
         queue.len()
-    };
+    });
     if backlog >= BACKLOG_MAX {
         READERS.synchronize();
         run_due(queue);
@@ -394,11 +394,13 @@ pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe 
 /// frees run here.
 #[inline]
 pub fn poll() {
-    let queue = my_queue();
-    let backlog = queue.lock().expect("deferred queue").len();
-    if backlog >= BATCH {
-        reclaim_due(queue);
-    }
+    aside(|| {
+        let queue = my_queue();
+        let backlog = queue.lock().expect("deferred queue").len();
+        if backlog >= BATCH {
+            reclaim_due(queue);
+        }
+    });
 }
 
 #[cold]

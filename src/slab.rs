@@ -29,7 +29,7 @@
 use crate::races;
 use crate::rcu;
 use crate::sync::plain::{AtomicUsize, Ordering};
-use crate::sync::{AtomicPtr, MODEL, Mutex, array, const_fn, track};
+use crate::sync::{AtomicPtr, MODEL, Mutex, array, aside, const_fn, track};
 use crate::thread::{self, SLOTS};
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::{self, NonNull};
@@ -227,13 +227,13 @@ impl<T> Slab<T> {
 
     #[cold]
     fn refill(&'static self, magazine: &mut Magazine<T>) {
-        magazine.len = self.take_from_depot(&mut magazine.objects[..MAGAZINE / 2]);
+        magazine.len = aside(|| self.take_from_depot(&mut magazine.objects[..MAGAZINE / 2]));
     }
 
     /// Gives the older half of a full magazine to the depot.
     #[cold]
     fn drain(&'static self, magazine: &mut Magazine<T>) {
-        self.give_to_depot(&magazine.objects[..MAGAZINE / 2]);
+        aside(|| self.give_to_depot(&magazine.objects[..MAGAZINE / 2]));
         magazine.objects.copy_within(MAGAZINE / 2.., 0);
         magazine.len = MAGAZINE / 2;
     }

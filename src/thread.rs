@@ -13,7 +13,9 @@
 //! left in one (counts, magazines) passes to the next.
 
 use crate::stats::ThreadStats;
-use crate::sync::{AtomicBool, AtomicUsize, CachePadded, MODEL, Ordering, array, const_fn, statics, thread_locals};
+use crate::sync::{
+    AtomicBool, AtomicUsize, CachePadded, MODEL, Ordering, array, aside, const_fn, statics, thread_locals,
+};
 use std::cell::Cell;
 use std::ptr;
 
@@ -110,6 +112,10 @@ pub fn announce() -> bool {
     if current().is_some() {
         return true;
     }
+    aside(take_slot)
+}
+
+fn take_slot() -> bool {
     for (i, slot) in TABLE.iter().enumerate() {
         // Acquire: pairs with the Release in `Lease::drop`.
         if !slot.taken.load(Ordering::Relaxed)

@@ -38,7 +38,7 @@ pub mod script;
 
 pub use catalogue::{CATALOGUE, find};
 pub use outcome::{Outcome, Violation};
-pub use race::{Actor, Executor, Lock, Race, Space, Step, run, until};
+pub use race::{Actor, Depth, Executor, Lock, Race, Space, Step, run, until};
 
 /// What a race's own process does: `NAME LOCK complete|mutant ITERATIONS SEED
 /// PREEMPTIONS SECONDS`, the last three for models. Prints an [`Outcome`].

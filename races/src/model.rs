@@ -46,6 +46,8 @@ pub fn explore(race: &'static Race, lock: Lock, mutant: bool, bounds: Bounds) {
     if let Some(knob) = race.knob {
         set_knob(knob, true);
     }
+    // RCU's queues, the slab's depot and the thread table have models of their own.
+    vmalab::sync::set_aside(true);
     SCHEDULES.store(0, Ordering::Relaxed);
     *BEGAN.lock().expect("clock") = Some(Instant::now());
     std::panic::set_hook(Box::new(|info| {
@@ -109,12 +111,14 @@ fn executor(bounds: Bounds, body: impl Fn() + Send + Sync + 'static) {
     config.stack_size = 256 * 1024;
     config.failure_persistence = shuttle::FailurePersistence::None;
     let body = Arc::new(body);
-    let half = (bounds.iterations / 2).max(1) as usize;
-    // Half by chance, half by few changes of priority, which finds what takes
-    // a thread held for long.
-    let random = RandomScheduler::new_from_seed(bounds.seed, half);
-    let first = body.clone();
-    shuttle::Runner::new(random, config.clone()).run(move || first());
-    let pct = PctScheduler::new_from_seed(bounds.seed, 3, half);
-    shuttle::Runner::new(pct, config).run(move || body());
+    let share = |n: u64| (bounds.iterations * n / 8).max(1) as usize;
+    // Mostly few changes of priority, which finds what takes a thread held for
+    // long; the rest by chance.
+    for (depth, n) in [(3, 3), (5, 3), (2, 1)] {
+        let scheduler = PctScheduler::new_from_seed(bounds.seed, depth, share(n));
+        let body = body.clone();
+        shuttle::Runner::new(scheduler, config.clone()).run(move || body());
+    }
+    let scheduler = RandomScheduler::new_from_seed(bounds.seed, share(1));
+    shuttle::Runner::new(scheduler, config).run(move || body());
 }

@@ -31,6 +31,8 @@ impl Violation {
         let (oracle, what) = match message.split_once(": ") {
             Some((name, what)) if vmalab::races::Oracle::ALL.iter().any(|o| o.name() == name) => (name, what),
             _ if message.contains("deadlock") => ("O5", message),
+            // loom: two threads at the same memory, one of them writing.
+            _ if message.contains("Causality violation") => ("O6", message),
             _ => ("O4", message),
         };
         Violation { oracle: oracle.to_string(), what: what.lines().next().unwrap_or_default().to_string() }

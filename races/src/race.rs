@@ -132,6 +132,20 @@ pub const fn run(actor: usize) -> Step {
     Step { actor, until: None }
 }
 
+/// How far a model must look to find a race.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Schedules of shuttle.
+    pub schedules: u64,
+    /// Preemptions in one schedule of loom.
+    pub preemptions: usize,
+}
+
+impl Depth {
+    /// Enough for most.
+    pub const USUAL: Depth = Depth { schedules: 20_000, preemptions: 2 };
+}
+
 /// One entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Race {
@@ -153,6 +167,8 @@ pub struct Race {
     pub locks: &'static [Lock],
     /// Who can show it.
     pub executors: &'static [Executor],
+    /// How far a model must look: schedules of shuttle, preemptions of loom.
+    pub depth: Depth,
     /// Numbers made small, with and without the mutant.
     pub knob: Option<Knob>,
     /// Address spaces, each of [`PAGES`](crate::stage::PAGES) pages.

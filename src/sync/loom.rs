@@ -34,3 +34,39 @@ macro_rules! thread_locals {
 }
 
 pub(crate) use {statics, thread_locals};
+
+mod aside {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    static ON: AtomicBool = AtomicBool::new(false);
+    /// Parts being run, by whichever thread.
+    static DEPTH: AtomicU32 = AtomicU32::new(0);
+
+    struct Part;
+
+    impl Drop for Part {
+        fn drop(&mut self) {
+            if DEPTH.fetch_sub(1, Ordering::Relaxed) == 1 {
+                ::loom::explore();
+            }
+        }
+    }
+
+    /// See the usual build's.
+    pub fn aside<R>(f: impl FnOnce() -> R) -> R {
+        if !ON.load(Ordering::Relaxed) {
+            return f();
+        }
+        if DEPTH.fetch_add(1, Ordering::Relaxed) == 0 {
+            ::loom::stop_exploring();
+        }
+        let _part = Part;
+        f()
+    }
+
+    /// Whether [`aside`] leaves schedules out.
+    pub fn set_aside(on: bool) {
+        ON.store(on, Ordering::Relaxed);
+    }
+}
+pub use aside::{aside, set_aside};

@@ -51,6 +51,25 @@ pub const MODEL: bool = cfg!(any(loom, shuttle));
 /// once: every further look is one more schedule with nothing new in it.
 pub const SPINS: u32 = if MODEL { 0 } else { 200 };
 
+#[cfg(not(loom))]
+pub use aside_nothing::{aside, set_aside};
+#[cfg(loom)]
+pub use back_end::{aside, set_aside};
+
+#[cfg(not(loom))]
+mod aside_nothing {
+    /// Runs `f`. Under loom, if [`set_aside`] says so, without exploring what
+    /// other threads could do meanwhile: for parts that have a model of their
+    /// own, so that a model of a whole operation can look further elsewhere.
+    #[inline(always)]
+    pub fn aside<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    /// Whether [`aside`] leaves schedules out. Only loom has any.
+    pub fn set_aside(_: bool) {}
+}
+
 /// Atomics of the machine in every build, for what is not part of a protocol.
 pub mod plain {
     pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};

@@ -1,6 +1,6 @@
 //! The seed's case 3: the object is attached while a stale reader holds its lock.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,7 +17,8 @@ pub static RACE: Race = Race {
     mutant: Mutant::AttachDoesNotWait,
     oracle: Oracle::O3,
     locks: &[Lock::TypeSafe],
-    executors: Executor::ALL,
+    executors: &[Executor::Faults, Executor::Loom],
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

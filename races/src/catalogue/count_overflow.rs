@@ -1,6 +1,6 @@
 //! R13: more readers than the count can hold.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::Knob;
@@ -20,6 +20,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: &[Lock::RefCount],
     executors: &[Executor::Faults],
+    depth: Depth::USUAL,
     knob: Some(Knob::TwoReaders),
     spaces: &[Space::Real],
     set_up: |stage| {

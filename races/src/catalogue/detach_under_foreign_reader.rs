@@ -1,6 +1,6 @@
 //! A window of the seed that its mail does not list: a write lock by number does not look locked to another mm.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -18,7 +18,8 @@ pub static RACE: Race = Race {
     mutant: Mutant::DetachDoesNotDrain,
     oracle: Oracle::O3,
     locks: Lock::REUSING,
-    executors: Executor::ALL,
+    executors: &[Executor::Faults, Executor::Loom],
+    depth: Depth { schedules: 20_000, preemptions: 3 },
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R10: the VMA was detached between the look and the lock.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: &[Lock::Rcu],
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

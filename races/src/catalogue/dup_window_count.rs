@@ -1,6 +1,6 @@
 //! R5: the count is copied by dup.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::{Mutant, Oracle, Point};
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
+    depth: Depth { schedules: 100_000, preemptions: 2 },
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! The seed's dup window (S-A): a copy of a VMA looks attached for a moment.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::{Mutant, Oracle, Point};
@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: &[Lock::TypeSafe],
     executors: Executor::ALL,
+    depth: Depth { schedules: 100_000, preemptions: 2 },
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

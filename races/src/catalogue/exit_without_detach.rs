@@ -1,6 +1,6 @@
 //! R35: exit frees VMAs that are still attached.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O4,
     locks: Lock::REUSING,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {

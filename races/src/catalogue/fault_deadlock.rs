@@ -1,6 +1,6 @@
 //! R15: a fault waits for the mmap lock while it holds a VMA.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::{Mutant, Oracle, Point};
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O5,
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! B22: munmap and mmap in place of MAP_FIXED.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::PAGES;
 use crate::stage::RW;
 use vmalab::mm::Prot;
@@ -20,6 +20,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O1,
     locks: Lock::ALL,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

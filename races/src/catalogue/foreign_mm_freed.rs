@@ -1,6 +1,6 @@
 //! CVE-2025-38554 (R7): the mm is freed between the put and the wake-up.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -18,7 +18,8 @@ pub static RACE: Race = Race {
     mutant: Mutant::ForeignMmNotPinned,
     oracle: Oracle::O6,
     locks: &[Lock::RefCount],
-    executors: Executor::ALL,
+    executors: &[Executor::Faults],
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R9: a writer that is told to give up leaves its flag behind.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O5,
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

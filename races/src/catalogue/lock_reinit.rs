@@ -1,6 +1,6 @@
 //! R3: the lock is initialised at reuse.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O4,
     locks: &[Lock::TypeSafe],
     executors: Executor::ALL,
+    depth: Depth { schedules: 150_000, preemptions: 2 },
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

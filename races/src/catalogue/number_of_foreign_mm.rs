@@ -1,6 +1,6 @@
 //! The seed's case 2: whose sequence number a reader compares with.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O6,
     locks: Lock::REUSING,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R4: the sequence number is reset when a VMA is freed.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: &[Lock::TypeSafe],
     executors: &[Executor::Loom],
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,7 +1,7 @@
 //! The seed's case 1, third form: the object is in use again, in another
 //! address space.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O2,
     locks: Lock::REUSING,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! The seed's case 1, second form: the object is in use again, at another range.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O2,
     locks: Lock::REUSING,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R12: sequence numbers wrap.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::Knob;
@@ -21,6 +21,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O3,
     locks: Lock::PER_VMA,
     executors: &[Executor::Faults],
+    depth: Depth::USUAL,
     knob: Some(Knob::SequenceOf8Bits),
     spaces: &[Space::Real],
     set_up: |stage| {

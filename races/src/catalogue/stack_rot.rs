@@ -1,6 +1,6 @@
 //! StackRot, CVE-2023-3269 (R17): a stack grows under the mmap lock held for reading.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use vmalab::races::{Mutant, Oracle, Point};
 
 /// See the file's documentation.
@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O6,
     locks: &[Lock::Mmap],
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! B21: a page is installed from a decision that is out of date.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O1,
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R11: the number that ends a write section is a plain store.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::mm::Prot;
 use vmalab::races::violation;
@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O1,
     locks: Lock::PER_VMA,
     executors: &[Executor::Loom],
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R23: a VMA is visible before it is finished.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use vmalab::mm::Prot;
 use vmalab::races::violation;
 use vmalab::races::{Mutant, Oracle, Point};
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O1,
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! B20: addresses are reused while their pages are still being removed.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::violation;
 use vmalab::races::{Mutant, Oracle, Point};
@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O1,
     locks: Lock::ALL,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {

@@ -1,6 +1,6 @@
 //! R24: pages are removed before readers are drained.
 
-use crate::race::{Actor, Executor, Lock, Race, Space, run, until};
+use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
 
@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     oracle: Oracle::O2,
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {
