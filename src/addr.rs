@@ -175,7 +175,7 @@ impl fmt::Debug for PageRange {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -78,6 +78,8 @@ mod membarrier;
 pub mod mm;
 pub mod mmap_lock;
 pub mod mmu;
+#[cfg(all(test, loom))]
+mod models;
 pub mod pager;
 pub mod races;
 pub mod rcu;

@@ -120,7 +120,7 @@ impl Pager for AnyPager {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

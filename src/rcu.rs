@@ -466,7 +466,9 @@ pub fn stats() -> Stats {
     Stats { grace_periods: READERS.grace_periods(), backlog }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::sync::AtomicBool;

@@ -275,7 +275,7 @@ pub fn now_ns() -> Option<u64> {
     Some(clock())
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -141,7 +141,9 @@ pub fn announced() -> usize {
     TABLE.iter().filter(|slot| slot.taken.load(Ordering::Relaxed)).count()
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -17,6 +17,8 @@
 //! carry the rules (invariants I1-I15 of the kernel lineage) in their types.
 
 mod mmap;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
 mod rcu;
 mod refcount;
 mod typesafe;
@@ -31,7 +33,7 @@ use crate::mm::MmCore;
 use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu::ReadGuard;
 use crate::slab::Slab;
-use crate::stats::Counter;
+use crate::stats::{Counter, count};
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
@@ -226,6 +228,41 @@ impl Walk {
         point(Point::H1);
         Ok(found)
     }
+}
+
+/// Why an object that the walk found was not locked. Nothing is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// Not in use, or not yet (-EAGAIN): a new walk will find what is there now.
+    Detached,
+    /// The fault needs the mmap lock (NULL).
+    For(Abort),
+}
+
+/// The lookup of every scheme with a lock in each VMA: walks, and has
+/// `lock_found` lock what it found, until that is not a detached object.
+#[inline(always)]
+fn find_and_lock<S: LockScheme>(
+    mm: &MmCore<S>,
+    addr: VirtAddr,
+    lock_found: impl Fn(&MmCore<S>, &Vma<S>, VirtAddr) -> Result<(), Refused>,
+) -> Result<NonNull<Vma<S>>, Abort> {
+    let mut walk = Walk::default();
+    for _ in 0..MISS_MAX {
+        // The section is left before the next walk: no tree position outlives
+        // it (I8, R8).
+        let section = crate::rcu::read();
+        let found = walk.find(mm, &section, addr)?;
+        // SAFETY: found in this section.
+        match lock_found(mm, unsafe { found_in(&section, found) }, addr) {
+            Ok(()) => return Ok(found),
+            Err(Refused::For(abort)) => return Err(abort),
+            Err(Refused::Detached) => count(Counter::VmaLockMiss),
+        }
+        drop(section);
+        point(Point::H13);
+    }
+    Err(Abort::MissLimit)
 }
 
 /// The address space whose number a reader of `mm` compares with: its own. (The

@@ -29,13 +29,12 @@
 //!   the section keeps its memory for the wake-up.
 
 use super::typesafe::VmaSem;
-use super::{Abort, LockScheme, MISS_MAX, Walk, found_in};
+use super::{Abort, LockScheme, Refused, find_and_lock};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu;
 use crate::slab::{PageReturn, Slab};
-use crate::stats::{Counter, count};
 use crate::sync::{AtomicBool, AtomicU32, Ordering, statics};
 use crate::vma::Vma;
 use std::ptr::NonNull;
@@ -73,28 +72,7 @@ unsafe impl LockScheme for Rcu {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
-        let mut walk = Walk::default();
-        for _ in 0..MISS_MAX {
-            let section = rcu::read();
-            let found = walk.find(mm, &section, addr)?;
-            // SAFETY: found in this section.
-            let vma = unsafe { found_in(&section, found) };
-            start_read(mm, vma)?;
-            point(Point::Numbers);
-            if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
-                vma.lock.sem.up_read();
-                count(Counter::VmaLockMiss);
-                drop(section);
-                point(Point::H13);
-                continue;
-            }
-            if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
-                vma.lock.sem.up_read();
-                return Err(Abort::OtherRange);
-            }
-            return Ok(found);
-        }
-        Err(Abort::MissLimit)
+        find_and_lock(mm, addr, lock_found)
     }
 
     #[inline]
@@ -171,6 +149,22 @@ unsafe impl LockScheme for Rcu {
     }
 }
 
+/// Everything after the walk: read-locks `vma` for a fault of `mm` at `addr`.
+#[inline(always)]
+fn lock_found(mm: &MmCore<Rcu>, vma: &Vma<Rcu>, addr: VirtAddr) -> Result<(), Refused> {
+    start_read(mm, vma).map_err(Refused::For)?;
+    point(Point::Numbers);
+    if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
+        vma.lock.sem.up_read();
+        return Err(Refused::Detached);
+    }
+    if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
+        vma.lock.sem.up_read();
+        return Err(Refused::For(Abort::OtherRange));
+    }
+    Ok(())
+}
+
 /// Read-locks `vma` (`vma_start_read`). It may say "locked" falsely, never
 /// "unlocked" falsely.
 #[inline]
@@ -192,3 +186,6 @@ fn start_read(mm: &MmCore<Rcu>, vma: &Vma<Rcu>) -> Result<(), Abort> {
     }
     Ok(())
 }
+
+#[cfg(all(test, loom))]
+mod models;

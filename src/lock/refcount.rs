@@ -39,13 +39,11 @@
 //!   freed on the fault path.
 //! - *The limit*: covers both the flag and an overflow (R13).
 
-use super::{Abort, Kill, Killed, LockScheme, MISS_MAX, Walk, found_in, number_of};
+use super::{Abort, Kill, Killed, LockScheme, Refused, find_and_lock, number_of};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::races::{self, Knob, Mutant, Oracle, Point, knob, mutant, point};
-use crate::rcu;
 use crate::slab::{PageReturn, Slab};
-use crate::stats::{Counter, count};
 use crate::sync::{AtomicU32, Ordering, SPINS, futex_wait, spin_loop, statics};
 use crate::vma::Vma;
 use std::ptr::{self, NonNull};
@@ -74,15 +72,6 @@ pub struct VmaLock {
     vm_lock_seq: AtomicU32,
 }
 
-/// Why an object that the walk found was not locked. Nothing is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refused {
-    /// -EAGAIN: detached. A new walk will find what is there now.
-    Detached,
-    /// NULL: the fault needs the mmap lock.
-    For(Abort),
-}
-
 // SAFETY: `lock_vma_under_rcu` returns objects whose count it raised from
 // non-zero; detaching waits for the count, and freeing comes after.
 unsafe impl LockScheme for RefCount {
@@ -100,31 +89,7 @@ unsafe impl LockScheme for RefCount {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
-        let mut walk = Walk::default();
-        for _ in 0..MISS_MAX {
-            // The section is left before the next walk: no tree position
-            // outlives it (I8, R8).
-            let section = rcu::read();
-            let found = walk.find(mm, &section, addr)?;
-            // SAFETY: found in this section.
-            let vma = unsafe { found_in(&section, found) };
-            match start_read(mm, vma) {
-                Ok(()) => {}
-                Err(Refused::Detached) => {
-                    count(Counter::VmaLockMiss);
-                    drop(section);
-                    point(Point::H13);
-                    continue;
-                }
-                Err(Refused::For(abort)) => return Err(abort),
-            }
-            if vma.range_now_contains(addr) || mutant(Mutant::NoRangeCheck) {
-                return Ok(found);
-            }
-            put(vma, mm);
-            return Err(Abort::OtherRange);
-        }
-        Err(Abort::MissLimit)
+        find_and_lock(mm, addr, lock_found)
     }
 
     #[inline]
@@ -217,6 +182,17 @@ unsafe impl LockScheme for RefCount {
     fn readers(vma: &Vma<Self>) -> u32 {
         (vma.lock.vm_refcnt.load(Ordering::Relaxed) & REFCNT_LIMIT).saturating_sub(1)
     }
+}
+
+/// Everything after the walk: read-locks `vma` for a fault of `mm` at `addr`.
+#[inline(always)]
+fn lock_found(mm: &MmCore<RefCount>, vma: &Vma<RefCount>, addr: VirtAddr) -> Result<(), Refused> {
+    start_read(mm, vma)?;
+    if vma.range_now_contains(addr) || mutant(Mutant::NoRangeCheck) {
+        return Ok(());
+    }
+    put(vma, mm);
+    Err(Refused::For(Abort::OtherRange))
 }
 
 /// Read-locks `vma` for a fault of `mm` (`vma_start_read`): everything but the
@@ -354,3 +330,6 @@ fn wait_for_readers(
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

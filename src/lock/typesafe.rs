@@ -62,13 +62,12 @@
 //! - R12, wrapped numbers: an accidental equality refuses readers (they fall
 //!   back), and is never taken as leave to skip draining.
 
-use super::{Abort, LockScheme, MISS_MAX, Walk, found_in, number_of};
+use super::{Abort, LockScheme, Refused, find_and_lock, number_of};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu;
 use crate::slab::{PageReturn, Slab};
-use crate::stats::{Counter, count};
 use crate::sync::{AtomicBool, AtomicU32, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop, statics};
 use crate::vma::Vma;
 use std::ptr::{self, NonNull};
@@ -105,22 +104,7 @@ unsafe impl LockScheme for TypeSafe {
 
     #[inline]
     fn lock_vma_under_rcu(mm: &MmCore<Self>, addr: VirtAddr) -> Result<NonNull<Vma<Self>>, Abort> {
-        let mut walk = Walk::default();
-        for _ in 0..MISS_MAX {
-            // The section is left before the next walk: no tree position
-            // outlives it (I8).
-            let section = rcu::read();
-            let found = walk.find(mm, &section, addr)?;
-            // SAFETY: found in this section.
-            match lock_found(mm, unsafe { found_in(&section, found) }, addr) {
-                Ok(()) => return Ok(found),
-                Err(Refused::For(abort)) => return Err(abort),
-                Err(Refused::Detached) => count(Counter::VmaLockMiss),
-            }
-            drop(section);
-            point(Point::H13);
-        }
-        Err(Abort::MissLimit)
+        find_and_lock(mm, addr, lock_found)
     }
 
     #[inline]
@@ -215,15 +199,6 @@ unsafe impl LockScheme for TypeSafe {
     fn readers(vma: &Vma<Self>) -> u32 {
         vma.lock.sem.readers()
     }
-}
-
-/// Why an object that the walk found was not locked. Nothing is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refused {
-    /// Not in use, or not yet: a new walk will find what is there now.
-    Detached,
-    /// The fault needs the mmap lock.
-    For(Abort),
 }
 
 /// Everything after the walk: read-locks `vma` for a fault of `mm` at `addr`
@@ -355,5 +330,7 @@ impl VmaSem {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -218,7 +218,9 @@ impl<S: LockScheme> Drop for MmPin<S> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::lock::TypeSafe;

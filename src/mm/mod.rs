@@ -22,7 +22,7 @@ mod mmap;
 pub mod model;
 mod mprotect;
 mod munmap;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub(crate) use self::core::MmapWrite;

@@ -34,9 +34,11 @@
 //! makes a search for free space O(log n).
 
 mod gap;
+#[cfg(all(test, loom))]
+mod models;
 mod node;
 mod read;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod validate;
 mod write;

@@ -352,7 +352,7 @@ statics! {
     static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 thread_local! {
     /// Nodes that this thread took less those it gave back.
     pub(super) static BALANCE: std::cell::Cell<isize> = const { std::cell::Cell::new(0) };
@@ -360,7 +360,7 @@ thread_local! {
 
 /// Memory for one node, holding anything.
 fn alloc_node() -> NonNull<Node> {
-    #[cfg(test)]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     BALANCE.set(BALANCE.get() + 1);
     NODES.alloc().unwrap_or_else(|| handle_alloc_error(Layout::new::<Node>()))
 }
@@ -370,7 +370,7 @@ fn alloc_node() -> NonNull<Node> {
 /// # Safety
 /// `node` comes from [`store`], nobody can reach it any more, and it is freed once.
 pub(super) unsafe fn free_node(node: NonNull<Node>) {
-    #[cfg(test)]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     BALANCE.set(BALANCE.get() - 1);
     track::died(node.as_ptr());
     // SAFETY: the node is the caller's, and came from this slab.

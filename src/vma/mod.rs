@@ -63,6 +63,10 @@ pub struct Vma<S: LockScheme> {
     touched: AtomicBool,
     /// Oracle O3, see [`Epoch`].
     epoch: Epoch,
+    /// In a part model: `vm_mm`, and the other fields that are settled by a
+    /// lock, as data without any ordering.
+    #[cfg(all(test, loom))]
+    settled: [crate::models::Plain; 2],
     /// What the lock scheme keeps; not touched by anything but the scheme.
     pub(crate) lock: S::VmaLock,
 }
@@ -112,30 +116,54 @@ impl<S: LockScheme> Vma<S> {
             owner_id: AtomicU64::new(0),
             touched: AtomicBool::new(false),
             epoch: Epoch::new(),
+            #[cfg(all(test, loom))]
+            settled: [crate::models::Plain::new(), crate::models::Plain::new()],
             lock: S::new_vma_lock(),
         }
     }
 
     // All loads and stores of these fields are Relaxed: the lock that makes
-    // them worth something orders them (see the lock scheme).
+    // them worth something orders them (see the lock scheme). The part models
+    // check that it does, wherever fields are relied on.
+
+    /// Somebody relies on `vm_mm` ([`Vma::VM_MM`]) or the other fields.
+    #[inline(always)]
+    fn relied_on(&self, _which: usize) {
+        #[cfg(all(test, loom))]
+        self.settled[_which].look();
+    }
+
+    /// The owner writes them.
+    #[inline(always)]
+    fn written(&self, _which: usize) {
+        #[cfg(all(test, loom))]
+        self.settled[_which].change();
+    }
+
+    const VM_MM: usize = 0;
+    const OTHERS: usize = 1;
 
     /// The address space, for comparison only.
     #[inline]
     pub(crate) fn vm_mm(&self) -> *const MmCore<S> {
+        self.relied_on(Self::VM_MM);
         self.vm_mm.load(Ordering::Relaxed)
     }
 
     /// Whether the range holds `addr` just now; settled only under a lock.
     #[inline]
     pub(crate) fn range_now_contains(&self, addr: VirtAddr) -> bool {
+        self.relied_on(Self::OTHERS);
         self.vm_start.load(Ordering::Relaxed) <= addr.get() && addr.get() < self.vm_end.load(Ordering::Relaxed)
     }
 
     fn range(&self) -> PageRange {
+        self.relied_on(Self::OTHERS);
         PageRange::new(VirtAddr(self.vm_start.load(Ordering::Relaxed)), VirtAddr(self.vm_end.load(Ordering::Relaxed)))
     }
 
     fn flags(&self) -> VmaFlags {
+        self.relied_on(Self::OTHERS);
         VmaFlags::from_bits_retain(self.vm_flags.load(Ordering::Relaxed))
     }
 
@@ -144,6 +172,7 @@ impl<S: LockScheme> Vma<S> {
     }
 
     fn store_segment(&self, segment: &Segment, touched: bool) {
+        self.written(Self::OTHERS);
         self.vm_start.store(segment.range.start().get(), Ordering::Relaxed);
         self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
         self.vm_flags.store(segment.flags.bits(), Ordering::Relaxed);
@@ -426,6 +455,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
             }
         }
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
+        vma.written(Vma::<S>::VM_MM);
         vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
         vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
         vma.store_segment(segment, false);
