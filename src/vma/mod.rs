@@ -19,6 +19,8 @@
 
 mod flags;
 pub mod plan;
+#[cfg(feature = "races")]
+mod poison;
 
 pub use flags::VmaFlags;
 pub use plan::Segment;
@@ -413,6 +415,8 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
                 if last != mm.id() {
                     count(Counter::VmaReusedOtherMm);
                 }
+                #[cfg(feature = "races")]
+                races::adversary::count_reuse(last != mm.id());
             }
         }
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
@@ -453,6 +457,8 @@ impl<S: LockScheme> Drop for VmaNew<'_, S> {
         if races::POISON && S::is_attached(self.vma()) && !mutant(Mutant::ExitWithoutDetach) {
             races::violation(Oracle::O4, "an attached VMA was freed");
         }
+        #[cfg(feature = "races")]
+        self.vma().poison();
         // SAFETY: detached and ours; a detached object refuses stale readers.
         unsafe { S::vma_free(self.vma) };
     }
