@@ -102,7 +102,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             }
         };
         let mut vma = vma;
+        #[cfg(feature = "races")]
+        vma.assert_not_write_locked(self.core());
         let step = self.handle_mm_fault(&mut vma, addr, access);
+        #[cfg(feature = "races")]
+        vma.assert_not_write_locked(self.core());
         drop(vma);
         match step {
             Step::Finished(outcome) => {

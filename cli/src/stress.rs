@@ -198,7 +198,15 @@ fn deeds(adversary: &AdversaryReport) -> Vec<(String, String)> {
     let delays = &adversary.delays;
     let facts = [
         ("adversary", format!("{} points: {}", count(points.iter().map(|(_, hits)| hits).sum()), listed(&points))),
-        ("delays", listed(&[("spin", delays.spins), ("yield", delays.yields), ("sleep", delays.sleeps)])),
+        (
+            "delays",
+            listed(&[
+                ("spin", delays.spins),
+                ("yield", delays.yields),
+                ("sleep", delays.sleeps),
+                ("await", delays.awaits),
+            ]),
+        ),
         (
             "forced reuse",
             format!(
@@ -211,11 +219,11 @@ fn deeds(adversary: &AdversaryReport) -> Vec<(String, String)> {
         (
             "same address",
             format!(
-                "{} mappings, {} more in a twin mm; {} accesses there, {} twins died",
+                "{} mappings, {} more in twins ({} pairs died), {} ghost accesses",
                 count(adversary.same_address),
                 count(adversary.twin_mappings),
-                count(adversary.twin_accesses),
-                count(adversary.twin_deaths)
+                count(adversary.twin_deaths),
+                count(adversary.ghosts)
             ),
         ),
     ];

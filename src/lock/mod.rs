@@ -172,6 +172,14 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
     /// Whether the VMA is attached. Exact only for who may change it.
     fn is_attached(vma: &Vma<Self>) -> bool;
 
+    /// Whether the VMA counts as write-locked in `mm`: the numbers are equal.
+    /// For oracle O3: never so while a reader holds the VMA's own lock, but
+    /// for numbers that have wrapped.
+    #[cfg(feature = "races")]
+    fn is_write_locked(_mm: &MmCore<Self>, _vma: &Vma<Self>) -> bool {
+        false
+    }
+
     /// Readers that hold the VMA's own lock now (oracle O4, at rest).
     fn readers(vma: &Vma<Self>) -> u32;
 }

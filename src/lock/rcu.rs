@@ -80,6 +80,7 @@ unsafe impl LockScheme for Rcu {
             // SAFETY: found in this section.
             let vma = unsafe { found_in(&section, found) };
             start_read(mm, vma)?;
+            point(Point::Checks);
             if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
                 vma.lock.sem.up_read();
                 count(Counter::VmaLockMiss);
@@ -87,6 +88,7 @@ unsafe impl LockScheme for Rcu {
                 point(Point::H13);
                 continue;
             }
+            point(Point::Checks);
             if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
                 vma.lock.sem.up_read();
                 return Err(Abort::OtherRange);
@@ -159,6 +161,11 @@ unsafe impl LockScheme for Rcu {
 
     fn is_attached(vma: &Vma<Self>) -> bool {
         !vma.lock.detached.load(Ordering::Relaxed)
+    }
+
+    #[cfg(feature = "races")]
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
     }
 
     fn readers(vma: &Vma<Self>) -> u32 {

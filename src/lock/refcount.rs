@@ -118,6 +118,7 @@ unsafe impl LockScheme for RefCount {
                 }
                 Err(Refused::For(abort)) => return Err(abort),
             }
+            point(Point::Checks);
             if vma.range_now_contains(addr) || mutant(Mutant::NoRangeCheck) {
                 return Ok(found);
             }
@@ -209,6 +210,11 @@ unsafe impl LockScheme for RefCount {
         vma.lock.vm_refcnt.load(Ordering::Relaxed) != 0
     }
 
+    #[cfg(feature = "races")]
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
+    }
+
     fn readers(vma: &Vma<Self>) -> u32 {
         (vma.lock.vm_refcnt.load(Ordering::Relaxed) & REFCNT_LIMIT).saturating_sub(1)
     }
@@ -243,6 +249,7 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
         put_foreign(vma, vm_mm);
         return Err(Refused::For(Abort::OtherMm));
     }
+    point(Point::Checks);
     // Acquire: pairs with the Release in `MmCore::end_write_all`.
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
         put(vma, mm);

@@ -208,6 +208,11 @@ unsafe impl LockScheme for TypeSafe {
         !vma.lock.detached.load(Ordering::Relaxed)
     }
 
+    #[cfg(feature = "races")]
+    fn is_write_locked(mm: &MmCore<Self>, vma: &Vma<Self>) -> bool {
+        vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Relaxed)
+    }
+
     fn readers(vma: &Vma<Self>) -> u32 {
         vma.lock.sem.readers()
     }
@@ -254,12 +259,15 @@ fn check_locked(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> R
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
         return Err(Refused::For(Abort::WriteLockedLate));
     }
+    point(Point::Checks);
     if vma.lock.detached.load(Ordering::Relaxed) && !mutant(Mutant::NoDetachedCheck) {
         return Err(Refused::Detached);
     }
+    point(Point::Checks);
     if !ptr::eq(vma.vm_mm(), mm) && !mutant(Mutant::NoMmCheck) {
         return Err(Refused::For(Abort::OtherMm));
     }
+    point(Point::Checks);
     if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
         return Err(Refused::For(Abort::OtherRange));
     }

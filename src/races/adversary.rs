@@ -10,8 +10,10 @@
 //!   lock holds a lie, another one each time.
 //! - **Threads are delayed at schedule points**, by a stream of their own that
 //!   the seed fixes: mostly not at all, sometimes for a few spins, sometimes by
-//!   giving the processor away, rarely for up to 100 us. In each *episode* a
-//!   thread has one point where it lingers ([`EPISODE`]).
+//!   giving the processor away, rarely for up to 100 us, or until the other
+//!   side has taken a step or some: a reader lets writers pass, a writer
+//!   readers. In each *episode* ([`EPISODE`]) a thread has some points where it
+//!   lingers: a race needs its threads held at two or three places at once.
 //!
 //! The hook runs wherever a point is, signal handlers included: it takes no
 //! lock, allocates nothing, and its thread-locals need no initialisation and
@@ -40,14 +42,26 @@ const FIRST_UNNUMBERED: u64 = 1 << 16;
 thread_local! {
     /// State of this thread's stream; 0 before the first draw.
     static STREAM: Cell<u64> = const { Cell::new(0) };
-    /// Points left in this episode, and the point that it lingers at.
-    static EPISODE_NOW: Cell<(u32, u8)> = const { Cell::new((0, 0)) };
+    /// Points left in this episode, and those that it lingers at, a bit each.
+    static EPISODE_NOW: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
     static SHARD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Points that a thread passes before it picks another one to linger at. Half
-/// of the episodes have none.
+/// Points that a thread passes before it picks others to linger at.
 pub const EPISODE: u32 = 512;
+
+/// A walk may be one under the mmap lock, or lead there, and a workload that
+/// touches what is not mapped does little else: nobody lingers there.
+const IN_PASSING: u32 = 1 << Point::Walk as u32 | 1 << Point::Fallback as u32;
+
+/// The points to linger at in one episode: none in half of them, else a
+/// quarter of all, so that every pair comes up.
+fn episode(draw: u64) -> u32 {
+    let (one, two) = (draw as u32, (draw >> 32) as u32);
+    if one.is_multiple_of(2) { 0 } else { (one >> 1) & two & !IN_PASSING }
+}
+
+const _: () = assert!(POINTS <= 31);
 
 /// Switches the adversary on. Every thread's stream follows from `seed` and the
 /// number that it gives to [`enter_thread`]. Counts begin anew.
@@ -106,16 +120,36 @@ enum Delay {
     Spin(u32),
     Yield,
     SleepNs(u64),
+    /// Until the other side has taken so many steps, within [`AWAIT_MAX`].
+    Await(u64),
+}
+
+/// Looks at most while the other side is waited for, some 100 us: it may be
+/// waiting for us, or for a processor, which it gets every so many looks.
+const AWAIT_MAX: u32 = 4096;
+const AWAIT_YIELD: u32 = 512;
+
+/// Steps of readers and of writers, for [`Delay::Await`].
+static STEPS: [CachePadded<AtomicU64>; 2] = [const { CachePadded::new(AtomicU64::new(0)) }; 2];
+
+/// Whose point it is: 0 a reader's, 1 a writer's.
+fn side(point: Point) -> usize {
+    use Point::*;
+    match point {
+        Walk | Number | H1 | H2 | H3 | Checks | H4 | H5 | H13 | Fill | Prepare | Fallback | Sleep | Woken => 0,
+        H6 | H7 | H8 | H9 | H10 | H11 | Drained | H12 | Section | Freed => 1,
+    }
 }
 
 /// Decides by one draw; `lingers`: this is the episode's point.
 fn decide(draw: u64, lingers: bool) -> Delay {
     let (dice, size) = (draw % 256, draw >> 32);
-    let (nothing, spin, give_way) = if lingers { (96, 160, 232) } else { (216, 244, 255) };
+    let (nothing, spin, give_way, wait) = if lingers { (128, 184, 200, 248) } else { (224, 248, 252, 255) };
     match dice {
         n if n < nothing => Delay::None,
         n if n < spin => Delay::Spin(1 + size as u32 % 64),
         n if n < give_way => Delay::Yield,
+        n if n < wait => Delay::Await(1 + size % 32),
         _ => Delay::SleepNs(1_000 + size % 99_001),
     }
 }
@@ -128,16 +162,17 @@ fn hook(point: Point) {
     if matches!(point, Point::Sleep | Point::Woken) {
         return;
     }
+    let side = side(point);
+    STEPS[side].fetch_add(1, Ordering::Relaxed);
     let draw = draw();
-    let (left, favourite) = EPISODE_NOW.get();
+    let (left, mut lingering) = EPISODE_NOW.get();
     if left == 0 {
-        // An even chance of an episode without a point.
-        EPISODE_NOW.set((EPISODE, ((draw >> 8) as usize % (2 * POINTS)) as u8));
-    } else {
-        EPISODE_NOW.set((left - 1, favourite));
+        lingering = episode(mix(draw));
     }
-    match decide(draw, favourite == point as u8) {
+    EPISODE_NOW.set((left.checked_sub(1).unwrap_or(EPISODE), lingering));
+    match decide(draw, lingering & 1 << point as u32 != 0) {
         Delay::None => {}
+        Delay::Await(_) if IN_PASSING & 1 << point as u32 != 0 => {}
         Delay::Spin(n) => {
             shard.spins.fetch_add(1, Ordering::Relaxed);
             (0..n).for_each(|_| std::hint::spin_loop());
@@ -150,6 +185,22 @@ fn hook(point: Point) {
         Delay::SleepNs(ns) => {
             shard.sleeps.fetch_add(1, Ordering::Relaxed);
             sleep(ns);
+        }
+        Delay::Await(steps) => {
+            shard.awaits.fetch_add(1, Ordering::Relaxed);
+            let others = &STEPS[1 - side];
+            let until = others.load(Ordering::Relaxed) + steps;
+            for look in 1..=AWAIT_MAX {
+                if others.load(Ordering::Relaxed) >= until {
+                    break;
+                }
+                if look.is_multiple_of(AWAIT_YIELD) {
+                    // SAFETY: as above.
+                    unsafe { libc::sched_yield() };
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
         }
     }
 }
@@ -171,6 +222,7 @@ struct Shard {
     spins: AtomicU64,
     yields: AtomicU64,
     sleeps: AtomicU64,
+    awaits: AtomicU64,
     reused: AtomicU64,
     reused_other_mm: AtomicU64,
     poisoned: AtomicU64,
@@ -183,6 +235,7 @@ impl Shard {
             spins: AtomicU64::new(0),
             yields: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
+            awaits: AtomicU64::new(0),
             reused: AtomicU64::new(0),
             reused_other_mm: AtomicU64::new(0),
             poisoned: AtomicU64::new(0),
@@ -190,10 +243,10 @@ impl Shard {
     }
 
     fn reset(&self) {
-        let Shard { points, spins, yields, sleeps, reused, reused_other_mm, poisoned } = self;
+        let Shard { points, spins, yields, sleeps, awaits, reused, reused_other_mm, poisoned } = self;
         points
             .iter()
-            .chain([spins, yields, sleeps, reused, reused_other_mm, poisoned])
+            .chain([spins, yields, sleeps, awaits, reused, reused_other_mm, poisoned])
             .for_each(|count| count.store(0, Ordering::Relaxed));
     }
 }
@@ -213,6 +266,8 @@ pub struct Counts {
     pub yields: u64,
     /// Delays by sleeping.
     pub sleeps: u64,
+    /// Delays until the other side had taken some steps.
+    pub awaits: u64,
     /// VMA objects handed out that had been a VMA before.
     pub reused: u64,
     /// ... in another address space.
@@ -229,6 +284,7 @@ pub fn counts() -> Counts {
         spins: sum(&|shard| &shard.spins),
         yields: sum(&|shard| &shard.yields),
         sleeps: sum(&|shard| &shard.sleeps),
+        awaits: sum(&|shard| &shard.awaits),
         reused: sum(&|shard| &shard.reused),
         reused_other_mm: sum(&|shard| &shard.reused_other_mm),
         poisoned: sum(&|shard| &shard.poisoned),
@@ -373,10 +429,22 @@ mod tests {
     }
 
     #[test]
+    fn episodes_linger_anywhere_but_in_passing() {
+        let sets: Vec<u32> = (0..10_000).map(|n| episode(mix(n))).collect();
+        let idle = sets.iter().filter(|&&set| set == 0).count();
+        assert!((4_500..5_500).contains(&idle), "{idle}");
+        for &point in Point::ALL {
+            let often = sets.iter().filter(|&&set| set & 1 << point as u32 != 0).count();
+            let passing = matches!(point, Point::Walk | Point::Fallback);
+            assert_eq!(often == 0, passing, "{point:?}: {often}");
+        }
+    }
+
+    #[test]
     fn delays_are_rare_short_and_of_every_kind() {
         enter_thread(1);
         for lingers in [false, true] {
-            let mut seen = [0; 4];
+            let mut seen = [0; 5];
             for _ in 0..100_000 {
                 let kind = match decide(draw(), lingers) {
                     Delay::None => 0,
@@ -388,6 +456,10 @@ mod tests {
                     Delay::SleepNs(ns) => {
                         assert!((1_000..=100_000).contains(&ns));
                         3
+                    }
+                    Delay::Await(steps) => {
+                        assert!((1..=32).contains(&steps));
+                        4
                     }
                 };
                 seen[kind] += 1;

@@ -38,6 +38,8 @@ points! {
     /// Reader.
     H3 = "between taking the lock and the checks that follow",
     /// Reader.
+    Checks = "between two of the checks that follow the lock",
+    /// Reader.
     H4 = "before the lock is given back",
     /// Reader.
     H5 = "between giving the lock back and waking the writer",

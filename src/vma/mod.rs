@@ -202,6 +202,16 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
         VmaRead { vma, hold, epoch, _mm: PhantomData }
     }
 
+    /// Oracle O3: no writer has the VMA while a reader has it. (A number of 8
+    /// bits may have wrapped.)
+    #[cfg(feature = "races")]
+    pub(crate) fn assert_not_write_locked(&self, mm: &MmCore<S>) {
+        let held = matches!(self.hold, Hold::Vma) && !races::knob(races::Knob::SequenceOf8Bits);
+        if held && S::is_write_locked(mm, self.vma()) {
+            races::violation(Oracle::O3, "a reader has locked a VMA that is write-locked");
+        }
+    }
+
     /// Lets go of the lock before the fault is over: a mutant.
     #[cfg(any(feature = "races", loom, shuttle))]
     pub(crate) fn unlock_early(&mut self) {

@@ -49,14 +49,19 @@ fn sum_up(counts: &Counts, deeds: &Deeds) -> AdversaryReport {
     let points = Point::ALL.iter().zip(counts.points).map(|(point, hits)| (point.name().to_owned(), hits));
     AdversaryReport {
         points: points.collect(),
-        delays: DelaysReport { spins: counts.spins, yields: counts.yields, sleeps: counts.sleeps },
+        delays: DelaysReport {
+            spins: counts.spins,
+            yields: counts.yields,
+            sleeps: counts.sleeps,
+            awaits: counts.awaits,
+        },
         reused: counts.reused,
         reused_other_mm: counts.reused_other_mm,
         poisoned: counts.poisoned,
         same_address: deeds.same_address.load(Ordering::Relaxed),
-        twin_mappings: deeds.thefts.load(Ordering::Relaxed),
-        twin_accesses: deeds.echoes.load(Ordering::Relaxed),
-        twin_deaths: deeds.deaths.load(Ordering::Relaxed),
+        twin_mappings: deeds.twin_mappings.load(Ordering::Relaxed),
+        ghosts: deeds.ghosts.load(Ordering::Relaxed),
+        twin_deaths: deeds.twin_deaths.load(Ordering::Relaxed),
     }
 }
 

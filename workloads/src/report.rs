@@ -155,11 +155,11 @@ pub struct AdversaryReport {
     pub poisoned: u64,
     /// Calls of mmap that got a place unmapped a moment ago, as none was asked for.
     pub same_address: u64,
-    /// Mappings made in a twin, where the workload had just unmapped.
+    /// Mappings made in twins, where the workload had just unmapped.
     pub twin_mappings: u64,
-    /// Accesses repeated in a twin.
-    pub twin_accesses: u64,
-    /// Twins that died and were replaced.
+    /// Accesses beside the workload's, where objects change hands.
+    pub ghosts: u64,
+    /// Pairs of twins that died and were replaced.
     pub twin_deaths: u64,
 }
 
@@ -172,6 +172,8 @@ pub struct DelaysReport {
     pub yields: u64,
     /// Up to 100 us asleep.
     pub sleeps: u64,
+    /// Until the other side, readers or writers, had taken some steps.
+    pub awaits: u64,
 }
 
 /// What `--verify` found.

@@ -176,7 +176,9 @@ impl Checked {
     ) -> Result<Driven, RunError> {
         #[cfg(feature = "races")]
         if config.adversary {
-            return crate::adversary::drive::<S, T>(targets, pager, config.seed, |targets| self.drive(targets, control));
+            return crate::adversary::drive::<S, T>(targets, pager, config.seed, |targets| {
+                self.drive(targets, control)
+            });
         }
         let _ = (config, pager);
         self.drive(targets, control)

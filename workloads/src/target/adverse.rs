@@ -6,20 +6,24 @@
 //! - **The same address again.** `mmap` with an address of 0 gets as a hint a
 //!   place that was unmapped a moment ago. A hint is not a demand: where it is
 //!   taken, the address space finds another place, as ever.
-//! - **The same address elsewhere.** Beside each address space stands a *twin*,
-//!   a software one that begins at the same address. What the workload has
-//!   unmapped is, half of the time, at once mapped in the twin: the VMA object
+//! - **The same address elsewhere.** Beside each address space stand *twins*,
+//!   two software ones that begin at the same address. What the workload has
+//!   unmapped is, half of the time, at once mapped in a twin: the VMA object
 //!   goes there, with the very range that a stale reader looks for (the
-//!   numbers of two real address spaces in one process never coincide). Some
-//!   accesses are repeated in the twin, so that it has stale readers, too.
-//! - **Address spaces that die.** A twin goes and another takes its place from
-//!   time to time, while stale readers may still be at its VMAs.
+//!   numbers of two real address spaces in one process never coincide). Then
+//!   it may go to and fro between the twins: gone, elsewhere, and back again.
+//! - **Ghosts.** Before some accesses a thread touches the page that was
+//!   unmapped last, in the workload's address space or in a twin: so there are
+//!   readers where objects change hands. What a ghost sees must be right, how
+//!   it ends is nobody's business. It stores to the page's last word, which no
+//!   workload uses.
+//! - **Address spaces that die.** Twins go and others take their place from
+//!   time to time, while stale readers may still be at their VMAs.
 
 use super::soft::Soft;
 use super::{SlabUse, Target};
 use crate::RunError;
-use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use vmalab::Errno;
 use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
@@ -32,24 +36,26 @@ use vmalab::races::{Oracle, violation};
 
 /// Places remembered.
 const RECENT: usize = 8;
-/// Mappings that a twin keeps.
+/// Mappings that the first twin keeps.
 const KEPT: usize = 6;
-/// One theft in so many is followed by the death of the twin.
-const THEFTS_PER_LIFE: u64 = 512;
-/// One access in so many is repeated in the twin.
-const ACCESSES_PER_ECHO: u64 = 32;
+/// Mappings made in twins before they die.
+const MAPPINGS_PER_LIFE: u64 = 2048;
+/// One access in so many follows a ghost's.
+const ACCESSES_PER_GHOST: u64 = 4;
+/// Where a ghost stores.
+const GHOSTS_WORD: usize = PAGE_SIZE - 8;
 
 /// What the targets of a run did.
 #[derive(Debug, Default)]
 pub(crate) struct Deeds {
     /// `mmap`s that got a place unmapped a moment ago.
     pub(crate) same_address: AtomicU64,
-    /// Mappings made in a twin where the workload had just unmapped.
-    pub(crate) thefts: AtomicU64,
-    /// Accesses repeated in a twin.
-    pub(crate) echoes: AtomicU64,
-    /// Twins that were replaced.
-    pub(crate) deaths: AtomicU64,
+    /// Mappings made in twins where the workload had just unmapped.
+    pub(crate) twin_mappings: AtomicU64,
+    /// Accesses beside the workload's.
+    pub(crate) ghosts: AtomicU64,
+    /// Pairs of twins that were replaced.
+    pub(crate) twin_deaths: AtomicU64,
 }
 
 /// A range in one word: first page relative to the target's, pages. 0: none.
@@ -76,147 +82,206 @@ impl Recent {
     }
 }
 
-/// The address space beside a target, and what is mapped there.
-struct Twin<S: LockScheme> {
-    bytes: usize,
-    base: VirtAddr,
+/// The address spaces beside a target, and what is mapped in the first.
+struct Twins<S: LockScheme> {
+    range: PageRange,
     pager: AnyPager,
-    /// Replaced as a whole; whoever still holds the old one drops it.
-    space: RwLock<Arc<Soft<S>>>,
+    /// Replaced as a whole; whoever still holds the old ones drops them.
+    spaces: RwLock<Arc<[Soft<S>; 2]>>,
     kept: Mutex<Vec<PageRange>>,
 }
 
 /// A target under the adversary; see the file's documentation.
 pub(crate) struct Adverse<S: LockScheme, T> {
     inner: T,
-    twin: Twin<S>,
+    twins: Twins<S>,
     recent: Recent,
+    /// The page that ghosts visit, 0 at first.
+    haunted: AtomicUsize,
     deeds: Arc<Deeds>,
-    _scheme: PhantomData<S>,
 }
 
 impl<S: LockScheme, T: Target> Adverse<S, T> {
-    /// Around `inner`, whose twin fills its pages from `pager`.
+    /// Around `inner`, whose twins fill their pages from `pager`.
     pub(crate) fn new(inner: T, pager: AnyPager, deeds: Arc<Deeds>) -> Result<Adverse<S, T>, RunError> {
         let range = inner.range();
-        let (base, bytes) = (range.start(), range.bytes());
-        let twin = Twin {
-            bytes,
-            base,
-            pager,
-            space: RwLock::new(Arc::new(Soft::at(base, bytes, pager)?)),
-            kept: Mutex::new(Vec::new()),
-        };
-        Ok(Adverse { inner, twin, recent: Recent([const { AtomicU64::new(0) }; RECENT]), deeds, _scheme: PhantomData })
+        let spaces = RwLock::new(Arc::new(Twins::make(range, pager)?));
+        let twins = Twins { range, pager, spaces, kept: Mutex::new(Vec::new()) };
+        let recent = Recent([const { AtomicU64::new(0) }; RECENT]);
+        Ok(Adverse { inner, twins, recent, haunted: AtomicUsize::new(0), deeds })
+    }
+
+    /// `range` is about to be unmapped: another thread may want the place the
+    /// moment it is free, while this one has not yet returned.
+    fn unmapping(&self, range: PageRange) {
+        self.recent.put(self.twins.range.start(), range);
+        // Relaxed, here and in `ghost`: any page will do.
+        self.haunted.store(some_page(range).get(), Ordering::Relaxed);
     }
 
     /// `range` has just been unmapped.
     fn unmapped(&self, range: PageRange) {
-        self.recent.put(self.twin.base, range);
-        if draw().is_multiple_of(2) && self.twin.steal(range) {
-            let thefts = self.deeds.thefts.fetch_add(1, Ordering::Relaxed) + 1;
-            if thefts.is_multiple_of(THEFTS_PER_LIFE) && self.twin.replace() {
-                self.deeds.deaths.fetch_add(1, Ordering::Relaxed);
-            }
+        if !draw().is_multiple_of(2) {
+            return;
+        }
+        let made = self.twins.steal(range);
+        let before = self.deeds.twin_mappings.fetch_add(made, Ordering::Relaxed);
+        if before / MAPPINGS_PER_LIFE != (before + made) / MAPPINGS_PER_LIFE && self.twins.replace() {
+            self.deeds.twin_deaths.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Repeats an access in the twin, now and then.
+    /// An access beside the workload's, now and then.
     #[inline]
-    fn echo(&self, addr: VirtAddr, write: bool) {
-        if draw().is_multiple_of(ACCESSES_PER_ECHO) {
-            self.deeds.echoes.fetch_add(1, Ordering::Relaxed);
-            self.twin.access(addr, write);
+    fn ghost(&self) {
+        let draw = draw();
+        if !draw.is_multiple_of(ACCESSES_PER_GHOST) {
+            return;
+        }
+        let page = VirtAddr(self.haunted.load(Ordering::Relaxed));
+        if page.get() == 0 {
+            return;
+        }
+        self.deeds.ghosts.fetch_add(1, Ordering::Relaxed);
+        let (in_twin, write) = ((draw >> 8).is_multiple_of(2), (draw >> 16).is_multiple_of(4));
+        // Any outcome is right: mappings come and go.
+        match (in_twin, write) {
+            (true, _) => self.twins.visit(page, write),
+            (false, true) => drop(self.inner.store(page + GHOSTS_WORD, 1)),
+            (false, false) => {
+                if let (Ok(stamp), true) = (self.inner.stamp(page), self.twins.stamped()) {
+                    judge(stamp, page, self.inner.id(), 0);
+                }
+            }
         }
     }
 }
 
-impl<S: LockScheme> Twin<S> {
-    fn space(&self) -> Arc<Soft<S>> {
-        Arc::clone(&self.space.read().unwrap_or_else(PoisonError::into_inner))
+/// A page of `range`.
+fn some_page(range: PageRange) -> VirtAddr {
+    range.start() + (draw() as usize % range.pages()) * PAGE_SIZE
+}
+
+/// A page's stamp must be this page's. While it is read another may take its
+/// place, but each of them must be right.
+fn judge(stamp: Stamp, page: VirtAddr, id: u64, incarnation: u64) {
+    if stamp.page_addr() != page {
+        violation(Oracle::O1, "a ghost saw a page that was filled for another address");
+    }
+    if stamp.mm_id != id {
+        violation(Oracle::O1, "a ghost saw a page that was filled for another address space");
+    }
+    if stamp.incarnation < incarnation {
+        violation(Oracle::O1, "a ghost saw a page that was filled for an earlier mapping");
+    }
+}
+
+impl<S: LockScheme> Twins<S> {
+    fn make(range: PageRange, pager: AnyPager) -> Result<[Soft<S>; 2], RunError> {
+        let one = || Soft::at(range.start(), range.bytes(), pager);
+        Ok([one()?, one()?])
     }
 
-    /// Maps `range`, so that it gets the objects that were just freed, looks at
-    /// it, and unmaps it or an older one. Says whether it did: one thief at a time.
-    fn steal(&self, range: PageRange) -> bool {
-        let Ok(mut kept) = self.kept.try_lock() else { return false };
-        let space = self.space();
-        let flags = MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::FIXED;
-        let prot = if draw().is_multiple_of(4) { Prot::READ } else { Prot::READ | Prot::WRITE };
-        let Ok(mapping) = space.map(range.start().get(), range.bytes(), prot, flags) else { return false };
-        let page = range.start() + (draw() as usize % range.pages()) * PAGE_SIZE;
-        self.judge(&space, page, mapping.incarnation, space.stamp(page), Expected::Mapped);
+    fn spaces(&self) -> Arc<[Soft<S>; 2]> {
+        Arc::clone(&self.spaces.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn stamped(&self) -> bool {
+        matches!(self.pager, AnyPager::Stamped)
+    }
+
+    /// Maps `range`, so that the objects that were just freed go there, and
+    /// perhaps to the other twin and back; then unmaps it or an older one.
+    /// Returns the mappings made. One thief at a time.
+    fn steal(&self, range: PageRange) -> u64 {
+        let Ok(mut kept) = self.kept.try_lock() else { return 0 };
+        let spaces = self.spaces();
+        let [here, there] = &*spaces;
         kept.retain(|old| !old.overlaps(range));
+        let mut made = self.map(here, range);
+        for _ in 0..[0, 0, 0, 1, 1, 2, 3, 6][draw() as usize % 8] {
+            self.unmap(here, range);
+            match draw() % 4 {
+                0 => {}
+                1 => made += self.map_away(here, range),
+                _ => {
+                    made += self.map(there, range);
+                    self.unmap(there, range);
+                }
+            }
+            made += self.map(here, range);
+        }
         kept.push(range);
         if kept.len() > KEPT || draw().is_multiple_of(2) {
             let victim = if draw().is_multiple_of(2) { kept.len() - 1 } else { draw() as usize % kept.len() };
-            let gone = kept.swap_remove(victim);
-            if space.munmap(gone.start().get(), gone.bytes()).is_ok() {
-                self.judge(&space, gone.start(), 0, space.stamp(gone.start()), Expected::Unmapped);
-            }
+            self.unmap(here, kept.swap_remove(victim));
         }
-        true
+        made
     }
 
-    /// Puts a new twin in place of this one.
+    /// MAP_FIXED. The thief is the only one who changes a twin, so it knows
+    /// what it must see there.
+    fn map(&self, space: &Soft<S>, range: PageRange) -> u64 {
+        let flags = MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::FIXED;
+        let prot = if draw().is_multiple_of(4) { Prot::READ } else { Prot::READ | Prot::WRITE };
+        let Ok(mapping) = space.map(range.start().get(), range.bytes(), prot, flags) else { return 0 };
+        let page = some_page(range);
+        match space.stamp(page) {
+            Err(_) => violation(Oracle::O1, "a twin's page could not be read, but it is mapped"),
+            Ok(stamp) if self.stamped() => judge(stamp, page, space.id(), mapping.incarnation),
+            Ok(_) => {}
+        }
+        1
+    }
+
+    /// Maps beside `range`, where nothing is mapped, and unmaps again: objects
+    /// come back with another range.
+    fn map_away(&self, space: &Soft<S>, range: PageRange) -> u64 {
+        let away = PageRange::sized(range.end(), range.bytes());
+        if !self.range.covers(away) {
+            return 0;
+        }
+        let made = self.map(space, away);
+        self.expect_nothing(space, range);
+        self.unmap(space, away);
+        made
+    }
+
+    fn unmap(&self, space: &Soft<S>, range: PageRange) {
+        if space.munmap(range.start().get(), range.bytes()).is_ok() {
+            self.expect_nothing(space, range);
+        }
+    }
+
+    fn expect_nothing(&self, space: &Soft<S>, range: PageRange) {
+        if space.load(some_page(range)).is_ok() {
+            violation(Oracle::O2, "a twin's page could be read, but it is not mapped");
+        }
+    }
+
+    /// A ghost's access.
+    fn visit(&self, page: VirtAddr, write: bool) {
+        let spaces = self.spaces();
+        // Most of the time where objects come back.
+        let space = &spaces[usize::from(draw().is_multiple_of(4))];
+        if write {
+            let _ = space.store(page + GHOSTS_WORD, 1);
+        } else if let (Ok(stamp), true) = (space.stamp(page), self.stamped()) {
+            judge(stamp, page, space.id(), 0);
+        }
+    }
+
+    /// Puts new twins in place of these.
     fn replace(&self) -> bool {
-        let Ok(space) = Soft::at(self.base, self.bytes, self.pager) else { return false };
+        let Ok(spaces) = Twins::make(self.range, self.pager) else { return false };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clear();
-        let new = Arc::new(space);
-        let old = std::mem::replace(&mut *self.space.write().unwrap_or_else(PoisonError::into_inner), new);
+        let old =
+            std::mem::replace(&mut *self.spaces.write().unwrap_or_else(PoisonError::into_inner), Arc::new(spaces));
         drop(kept);
         drop(old);
         true
     }
-
-    fn access(&self, addr: VirtAddr, write: bool) {
-        let space = self.space();
-        let page = addr.page();
-        if write {
-            // Any outcome is right: thieves come and go.
-            let _ = space.store(page + PAGE_SIZE / 2, 1);
-        } else {
-            self.judge(&space, page, 0, space.stamp(page), Expected::Anything);
-        }
-    }
-
-    /// What was seen in the twin must be the twin's.
-    fn judge(
-        &self,
-        space: &Soft<S>,
-        page: VirtAddr,
-        incarnation: u64,
-        seen: Result<Stamp, Signal>,
-        expected: Expected,
-    ) {
-        match (seen, expected) {
-            (Err(_), Expected::Mapped) => violation(Oracle::O1, "a twin's page could not be read, but it is mapped"),
-            (Ok(_), Expected::Unmapped) => violation(Oracle::O2, "a twin's page could be read, but it is not mapped"),
-            (Ok(stamp), _) if matches!(self.pager, AnyPager::Stamped) => {
-                // Word by word an access of another thread may meet two pages,
-                // but each of them must be this one's.
-                if stamp.page_addr() != page {
-                    violation(Oracle::O1, "a twin's page was filled for another address");
-                }
-                if stamp.mm_id != space.id() {
-                    violation(Oracle::O1, "a twin's page was filled for another address space");
-                }
-                if stamp.incarnation < incarnation {
-                    violation(Oracle::O1, "a twin's page was filled for an earlier mapping");
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// What the thief knows about a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expected {
-    Mapped,
-    Unmapped,
-    Anything,
 }
 
 impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
@@ -224,7 +289,7 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
 
     fn map(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
         let fixed = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
-        let hint = match self.recent.place_for(self.twin.base, len) {
+        let hint = match self.recent.place_for(self.twins.range.start(), len) {
             Some(place) if addr == 0 && !fixed && !draw().is_multiple_of(8) => place.get(),
             _ => addr,
         };
@@ -236,8 +301,10 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
     }
 
     fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let range = PageRange::sized(VirtAddr(addr), len.next_multiple_of(PAGE_SIZE));
+        self.unmapping(range);
         self.inner.munmap(addr, len)?;
-        self.unmapped(PageRange::sized(VirtAddr(addr), len.next_multiple_of(PAGE_SIZE)));
+        self.unmapped(range);
         Ok(())
     }
 
@@ -247,13 +314,13 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
 
     #[inline]
     fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {
-        self.echo(addr, false);
+        self.ghost();
         self.inner.load(addr)
     }
 
     #[inline]
     fn store(&self, addr: VirtAddr, value: u64) -> Result<(), Signal> {
-        self.echo(addr, true);
+        self.ghost();
         self.inner.store(addr, value)
     }
 
@@ -279,6 +346,6 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
 
     fn validate(&self) {
         self.inner.validate();
-        self.twin.space().validate();
+        self.twins.spaces().iter().for_each(Soft::validate);
     }
 }
