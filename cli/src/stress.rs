@@ -219,7 +219,7 @@ fn deeds(adversary: &AdversaryReport) -> Vec<(String, String)> {
         (
             "same address",
             format!(
-                "{} mappings, {} more in twins ({} pairs died), {} ghost accesses",
+                "{} mappings, {} more in twins ({} of them died), {} ghost accesses",
                 count(adversary.same_address),
                 count(adversary.twin_mappings),
                 count(adversary.twin_deaths),

@@ -13,7 +13,9 @@
 //!   giving the processor away, rarely for up to 100 us, or until the other
 //!   side has taken a step or some: a reader lets writers pass, a writer
 //!   readers. In each *episode* ([`EPISODE`]) a thread has some points where it
-//!   lingers: a race needs its threads held at two or three places at once.
+//!   lingers, and a reader that has let writers pass lingers at the points that
+//!   follow: what it knows is out of date now, and many a race needs a reader
+//!   held at two places on its way.
 //!
 //! The hook runs wherever a point is, signal handlers included: it takes no
 //! lock, allocates nothing, and its thread-locals need no initialisation and
@@ -44,6 +46,8 @@ thread_local! {
     static STREAM: Cell<u64> = const { Cell::new(0) };
     /// Points left in this episode, and those that it lingers at, a bit each.
     static EPISODE_NOW: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+    /// Points left of those after writers were let pass.
+    static STALE: Cell<u8> = const { Cell::new(0) };
     static SHARD: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -53,6 +57,9 @@ pub const EPISODE: u32 = 512;
 /// A walk may be one under the mmap lock, or lead there, and a workload that
 /// touches what is not mapped does little else: nobody lingers there.
 const IN_PASSING: u32 = 1 << Point::Walk as u32 | 1 << Point::Fallback as u32;
+
+/// Points at which a reader lingers after it has let writers pass.
+const STALE_POINTS: u8 = 8;
 
 /// The points to linger at in one episode: none in half of them, else a
 /// quarter of all, so that every pair comes up.
@@ -124,9 +131,11 @@ enum Delay {
     Await(u64),
 }
 
-/// Looks at most while the other side is waited for, some 100 us: it may be
-/// waiting for us, or for a processor, which it gets every so many looks.
-const AWAIT_MAX: u32 = 4096;
+/// Looks at most while the other side is waited for, by side: it may be waiting
+/// for us, or for a processor, which it gets every so many looks. A reader
+/// waits some 100 us; a writer less, since there are fewer of them and most
+/// readers wait for its mmap lock.
+const AWAIT_MAX: [u32; 2] = [4096, 256];
 const AWAIT_YIELD: u32 = 512;
 
 /// Steps of readers and of writers, for [`Delay::Await`].
@@ -141,10 +150,24 @@ fn side(point: Point) -> usize {
     }
 }
 
-/// Decides by one draw; `lingers`: this is the episode's point.
-fn decide(draw: u64, lingers: bool) -> Delay {
+/// How much a thread is given to delay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Brisk,
+    /// The point is one of the episode's.
+    Lingering,
+    /// Writers have just been let pass.
+    Stale,
+}
+
+/// Decides by one draw.
+fn decide(draw: u64, mood: Mood) -> Delay {
     let (dice, size) = (draw % 256, draw >> 32);
-    let (nothing, spin, give_way, wait) = if lingers { (128, 184, 200, 248) } else { (224, 248, 252, 255) };
+    let (nothing, spin, give_way, wait) = match mood {
+        Mood::Brisk => (224, 248, 252, 255),
+        Mood::Lingering => (128, 184, 200, 248),
+        Mood::Stale => (96, 128, 144, 244),
+    };
     match dice {
         n if n < nothing => Delay::None,
         n if n < spin => Delay::Spin(1 + size as u32 % 64),
@@ -170,9 +193,17 @@ fn hook(point: Point) {
         lingering = episode(mix(draw));
     }
     EPISODE_NOW.set((left.checked_sub(1).unwrap_or(EPISODE), lingering));
-    match decide(draw, lingering & 1 << point as u32 != 0) {
+    let (bit, stale) = (1 << point as u32, STALE.get());
+    STALE.set(stale.saturating_sub(1));
+    let mood = match stale {
+        0 if lingering & bit != 0 => Mood::Lingering,
+        0 => Mood::Brisk,
+        _ if IN_PASSING & bit != 0 => Mood::Brisk,
+        _ => Mood::Stale,
+    };
+    match decide(draw, mood) {
         Delay::None => {}
-        Delay::Await(_) if IN_PASSING & 1 << point as u32 != 0 => {}
+        Delay::Await(_) if IN_PASSING & bit != 0 => {}
         Delay::Spin(n) => {
             shard.spins.fetch_add(1, Ordering::Relaxed);
             (0..n).for_each(|_| std::hint::spin_loop());
@@ -190,8 +221,9 @@ fn hook(point: Point) {
             shard.awaits.fetch_add(1, Ordering::Relaxed);
             let others = &STEPS[1 - side];
             let until = others.load(Ordering::Relaxed) + steps;
-            for look in 1..=AWAIT_MAX {
+            for look in 1..=AWAIT_MAX[side] {
                 if others.load(Ordering::Relaxed) >= until {
+                    STALE.set([STALE_POINTS, 0][side]);
                     break;
                 }
                 if look.is_multiple_of(AWAIT_YIELD) {
@@ -443,10 +475,10 @@ mod tests {
     #[test]
     fn delays_are_rare_short_and_of_every_kind() {
         enter_thread(1);
-        for lingers in [false, true] {
+        for mood in [Mood::Brisk, Mood::Lingering, Mood::Stale] {
             let mut seen = [0; 5];
             for _ in 0..100_000 {
-                let kind = match decide(draw(), lingers) {
+                let kind = match decide(draw(), mood) {
                     Delay::None => 0,
                     Delay::Spin(n) => {
                         assert!((1..=64).contains(&n));
@@ -465,7 +497,7 @@ mod tests {
                 seen[kind] += 1;
             }
             assert!(seen.iter().all(|&n| n > 0), "{seen:?}");
-            assert!(lingers || seen[0] > 80_000 && seen[3] < 1_000, "{seen:?}");
+            assert!(mood != Mood::Brisk || seen[0] > 80_000 && seen[3] < 1_000, "{seen:?}");
         }
     }
 }

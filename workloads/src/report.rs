@@ -159,7 +159,7 @@ pub struct AdversaryReport {
     pub twin_mappings: u64,
     /// Accesses beside the workload's, where objects change hands.
     pub ghosts: u64,
-    /// Pairs of twins that died and were replaced.
+    /// Twins that died and were replaced.
     pub twin_deaths: u64,
 }
 

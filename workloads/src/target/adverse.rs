@@ -38,8 +38,10 @@ use vmalab::races::{Oracle, violation};
 const RECENT: usize = 8;
 /// Mappings that the first twin keeps.
 const KEPT: usize = 6;
-/// Mappings made in twins before they die.
-const MAPPINGS_PER_LIFE: u64 = 2048;
+/// Mappings made in twins before the first one dies, and mappings that pass
+/// through the second before it dies with one.
+const MAPPINGS_PER_LIFE: u64 = 1024;
+const PASSAGES_PER_LIFE: u64 = 32;
 /// One access in so many follows a ghost's.
 const ACCESSES_PER_GHOST: u64 = 4;
 /// Where a ghost stores.
@@ -54,7 +56,7 @@ pub(crate) struct Deeds {
     pub(crate) twin_mappings: AtomicU64,
     /// Accesses beside the workload's.
     pub(crate) ghosts: AtomicU64,
-    /// Pairs of twins that were replaced.
+    /// Twins that were replaced.
     pub(crate) twin_deaths: AtomicU64,
 }
 
@@ -86,10 +88,15 @@ impl Recent {
 struct Twins<S: LockScheme> {
     range: PageRange,
     pager: AnyPager,
-    /// Replaced as a whole; whoever still holds the old ones drops them.
-    spaces: RwLock<Arc<[Soft<S>; 2]>>,
+    /// Each is replaced as a whole; whoever still holds the old one drops it.
+    spaces: [RwLock<Arc<Soft<S>>>; 2],
     kept: Mutex<Vec<PageRange>>,
+    deaths: AtomicU64,
 }
+
+/// The twin in which what is stolen stays, and where it only passes through.
+const HERE: usize = 0;
+const THERE: usize = 1;
 
 /// A target under the adversary; see the file's documentation.
 pub(crate) struct Adverse<S: LockScheme, T> {
@@ -105,8 +112,9 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
     /// Around `inner`, whose twins fill their pages from `pager`.
     pub(crate) fn new(inner: T, pager: AnyPager, deeds: Arc<Deeds>) -> Result<Adverse<S, T>, RunError> {
         let range = inner.range();
-        let spaces = RwLock::new(Arc::new(Twins::make(range, pager)?));
-        let twins = Twins { range, pager, spaces, kept: Mutex::new(Vec::new()) };
+        let space = || Ok(RwLock::new(Arc::new(Soft::at(range.start(), range.bytes(), pager)?)));
+        let (kept, deaths) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+        let twins = Twins { range, pager, spaces: [space()?, space()?], kept, deaths };
         let recent = Recent([const { AtomicU64::new(0) }; RECENT]);
         Ok(Adverse { inner, twins, recent, haunted: AtomicUsize::new(0), deeds })
     }
@@ -126,9 +134,11 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
         }
         let made = self.twins.steal(range);
         let before = self.deeds.twin_mappings.fetch_add(made, Ordering::Relaxed);
-        if before / MAPPINGS_PER_LIFE != (before + made) / MAPPINGS_PER_LIFE && self.twins.replace() {
-            self.deeds.twin_deaths.fetch_add(1, Ordering::Relaxed);
+        if before / MAPPINGS_PER_LIFE != (before + made) / MAPPINGS_PER_LIFE {
+            self.twins.replace_here();
         }
+        let deaths = self.twins.deaths.swap(0, Ordering::Relaxed);
+        self.deeds.twin_deaths.fetch_add(deaths, Ordering::Relaxed);
     }
 
     /// An access beside the workload's, now and then.
@@ -143,7 +153,7 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
             return;
         }
         self.deeds.ghosts.fetch_add(1, Ordering::Relaxed);
-        let (in_twin, write) = ((draw >> 8).is_multiple_of(2), (draw >> 16).is_multiple_of(4));
+        let (in_twin, write) = (!(draw >> 8).is_multiple_of(3), (draw >> 16).is_multiple_of(4));
         // Any outcome is right: mappings come and go.
         match (in_twin, write) {
             (true, _) => self.twins.visit(page, write),
@@ -177,13 +187,8 @@ fn judge(stamp: Stamp, page: VirtAddr, id: u64, incarnation: u64) {
 }
 
 impl<S: LockScheme> Twins<S> {
-    fn make(range: PageRange, pager: AnyPager) -> Result<[Soft<S>; 2], RunError> {
-        let one = || Soft::at(range.start(), range.bytes(), pager);
-        Ok([one()?, one()?])
-    }
-
-    fn spaces(&self) -> Arc<[Soft<S>; 2]> {
-        Arc::clone(&self.spaces.read().unwrap_or_else(PoisonError::into_inner))
+    fn space(&self, which: usize) -> Arc<Soft<S>> {
+        Arc::clone(&self.spaces[which].read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn stamped(&self) -> bool {
@@ -195,18 +200,21 @@ impl<S: LockScheme> Twins<S> {
     /// Returns the mappings made. One thief at a time.
     fn steal(&self, range: PageRange) -> u64 {
         let Ok(mut kept) = self.kept.try_lock() else { return 0 };
-        let spaces = self.spaces();
-        let [here, there] = &*spaces;
+        let here = &*self.space(HERE);
         kept.retain(|old| !old.overlaps(range));
         let mut made = self.map(here, range);
-        for _ in 0..[0, 0, 0, 1, 1, 2, 3, 6][draw() as usize % 8] {
+        for _ in 0..[0, 0, 0, 1, 1, 2, 4, 8][draw() as usize % 8] {
             self.unmap(here, range);
-            match draw() % 4 {
+            match draw() % 8 {
                 0 => {}
                 1 => made += self.map_away(here, range),
                 _ => {
-                    made += self.map(there, range);
-                    self.unmap(there, range);
+                    made += self.map(&self.space(THERE), range);
+                    if draw().is_multiple_of(PASSAGES_PER_LIFE) {
+                        self.replace(THERE);
+                    } else {
+                        self.unmap(&self.space(THERE), range);
+                    }
                 }
             }
             made += self.map(here, range);
@@ -261,9 +269,8 @@ impl<S: LockScheme> Twins<S> {
 
     /// A ghost's access.
     fn visit(&self, page: VirtAddr, write: bool) {
-        let spaces = self.spaces();
         // Most of the time where objects come back.
-        let space = &spaces[usize::from(draw().is_multiple_of(4))];
+        let space = self.space(if draw().is_multiple_of(4) { THERE } else { HERE });
         if write {
             let _ = space.store(page + GHOSTS_WORD, 1);
         } else if let (Ok(stamp), true) = (space.stamp(page), self.stamped()) {
@@ -271,16 +278,21 @@ impl<S: LockScheme> Twins<S> {
         }
     }
 
-    /// Puts new twins in place of these.
-    fn replace(&self) -> bool {
-        let Ok(spaces) = Twins::make(self.range, self.pager) else { return false };
+    /// Puts a new twin in place of one, which dies with what is mapped in it.
+    fn replace(&self, which: usize) {
+        let Ok(new) = Soft::at(self.range.start(), self.range.bytes(), self.pager) else { return };
+        let mut space = self.spaces[which].write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *space, Arc::new(new));
+        drop(space);
+        drop(old);
+        self.deaths.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same for the first, whose mappings are noted.
+    fn replace_here(&self) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clear();
-        let old =
-            std::mem::replace(&mut *self.spaces.write().unwrap_or_else(PoisonError::into_inner), Arc::new(spaces));
-        drop(kept);
-        drop(old);
-        true
+        self.replace(HERE);
     }
 }
 
@@ -346,6 +358,6 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
 
     fn validate(&self) {
         self.inner.validate();
-        self.twins.spaces().iter().for_each(Soft::validate);
+        [HERE, THERE].iter().for_each(|&which| self.twins.space(which).validate());
     }
 }
