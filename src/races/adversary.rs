@@ -420,8 +420,8 @@ mod tests {
         });
         assert_eq!(STACK.pop(), Some(object(24)));
         STACK.push(object(32));
-        let popped = std::thread::scope(|scope| scope.spawn(|| STACK.pop()).join().unwrap());
-        assert_eq!(popped, Some(object(32)));
+        let popped = std::thread::scope(|scope| scope.spawn(|| STACK.pop().map(|o| o.addr().get())).join().unwrap());
+        assert_eq!(popped, Some(32));
         assert_eq!([STACK.pop(), STACK.pop(), STACK.pop()], [Some(object(16)), Some(object(8)), None]);
     }
 

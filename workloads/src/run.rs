@@ -167,6 +167,10 @@ impl Checked {
     }
 
     /// With the adversary, if it was asked for.
+    #[cfg_attr(
+        not(feature = "races"),
+        allow(clippy::extra_unused_type_parameters, reason = "the adversary's twins have the same scheme")
+    )]
     fn launch<S: LockScheme, T: Target>(
         &self,
         config: &StressConfig,
