@@ -40,13 +40,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs/mutation.md"
 SCRATCH = ROOT / "target/mutate"
 
-# What is mutated: file -> (filter of the models that know it, or None; functions
+# What is mutated: file -> (paths of the models that know it; functions
 # whose conditions and calls are mutated, "*" for all; functions whose steps are
 # swapped). Orderings are mutated everywhere. Argument checks of the system calls
 # are not here: the conformance tests and the fuzzers are for those.
 SOURCES = {
     "src/lock/typesafe.rs": (
-        "lock::typesafe",
+        "lock::typesafe lock::rcu",
         "*",
         "vma_end_read vma_start_write vma_mark_attached vma_mark_detached lock_found check_locked up_read down_write",
     ),
@@ -56,25 +56,25 @@ SOURCES = {
         "vma_end_read vma_start_write vma_mark_attached vma_mark_detached lock_found start_read",
     ),
     "src/lock/refcount.rs": (
-        "lock::refcount",
+        "lock::refcount mm::count",
         "*",
         "vma_end_read vma_mark_attached vma_mark_detached lock_found start_read put put_foreign start_write wait_for_readers",
     ),
     "src/lock/mod.rs": ("lock::", "find_and_lock", "find_and_lock"),
     "src/mmap_lock.rs": ("mmap_lock", "*", "read_wait write_wait unlock_write give_to_readers wake_writer downgrade"),
-    "src/rcu.rs": ("rcu::models", "*", "drop enter enter_shared start advance synchronize defer_all barrier"),
-    "src/membarrier.rs": ("rcu::models", "*", "heavy"),
+    "src/rcu.rs": ("rcu:: tree:: slab:: lock::rcu", "*", "drop enter enter_shared start advance synchronize defer_all barrier"),
+    "src/membarrier.rs": ("rcu::", "*", "heavy"),
     "src/slab.rs": ("slab::", "give_to_depot release_page take_from_depot", "give_to_depot"),
-    "src/thread.rs": ("thread::", "*", "drop announce"),
+    "src/thread.rs": ("thread:: rcu:: slab::", "*", "drop announce"),
     "src/mm/core.rs": (
         "lock::",
         "mmap_write wake_vma_writer end_write_all commit downgrade drop exit_mmap",
         "mmap_write wake_vma_writer prepare commit downgrade",
     ),
     "src/mm/count.rs": ("mm::count", "put reap drop grab", "put reap drop"),
-    "src/mm/munmap.rs": (None, "do_munmap munmap kill", "do_munmap kill munmap"),
-    "src/mm/mmap.rs": (None, "mmap_region map", "mmap_region"),
-    "src/mm/mprotect.rs": (None, "mprotect change_protection", "do_mprotect"),
+    "src/mm/munmap.rs": ("", "do_munmap munmap kill", "do_munmap kill munmap"),
+    "src/mm/mmap.rs": ("", "mmap_region map", "mmap_region"),
+    "src/mm/mprotect.rs": ("", "mprotect change_protection", "do_mprotect"),
     "src/vma/mod.rs": (
         "lock::",
         "store_segment set_anon_vma set_touched set_segment renew detach alloc attach drop",
@@ -82,7 +82,7 @@ SOURCES = {
     ),
     "src/tree/mod.rs": ("tree::", "replace", "replace"),
     "src/fault.rs": (
-        None,
+        "",
         "vma_lock_fault handle_mm_fault make_present anon_vma_prepare",
         "vma_lock_fault handle_mm_fault make_present install_filled anon_vma_prepare",
     ),
@@ -95,6 +95,8 @@ STEP = re.compile(
     r"change_protection|detach|attach|defer|free|lock_found|check_locked|push|release|segment\(|vma_init|grab|wake|"
     r"try_down|range_now|vm_mm\(|serve|assert_idle|edit|handle_mm_fault|before_install|advance|run_due|give_to"
 )
+
+RUNGS = ["models", "tests", "scheduled", "loom"]
 
 # Calls whose absence is a mutation.
 CALLS = (
@@ -465,59 +467,61 @@ class Worker:
                     self.races.append((name.group(1), lock, everywhere or "Faults" in executors, everywhere or "Loom" in executors))
         return self.races
 
-    def ladder(self, mutation):
-        """(result, by)"""
-        models = SOURCES[mutation.file][0]
-        compiled = False
-        if models:
-            binary = self.build("loom", ["test", "--release", "-p", "vmalab", "--lib", "--no-run"], "loom")
-            if not binary:
-                return "does not compile", ""
-            compiled = True
-            for filters in ([models, "models"], ["models"]):
-                # All filters must match; the harness knows only one, so list first.
-                status, listing = self.command([binary, "--list"], 60)
-                names = [l[:-6] for l in listing.splitlines() if l.endswith(": test") and all(f in l for f in filters)]
-                if not names:
-                    continue
-                env = {"LOOM_MAX_DURATION": str(self.options.model_seconds)}
-                status, output = self.command([binary, "--exact", *names], self.options.timeout, **env)
-                # (One that does not end has more schedules than there is time for: no verdict.)
-                if status not in (0, None):
-                    return "killed", "models: " + failure(output)
+    def models(self, mutation):
+        paths = SOURCES[mutation.file][0].split()
+        if not paths:
+            return None
+        binary = self.build("loom", ["test", "--release", "-p", "vmalab", "--lib", "--no-run"], "loom")
+        if not binary:
+            return "does not compile", ""
+        _, listing = self.command([binary, "--list"], 60)
+        names = [line[: -len(": test")] for line in listing.splitlines() if line.endswith(": test")]
+        names = [name for name in names if "models" in name and name.startswith(tuple(paths))]
+        status, output = self.command(
+            [binary, "--exact", *names], self.options.timeout, LOOM_MAX_DURATION=str(self.options.model_seconds)
+        )
+        # (None: more schedules than there is time for. No verdict.)
+        return ("killed", failure(output)) if status not in (0, None) else None
+
+    def tests(self, mutation):
         binary = self.build("host", ["test", "-p", "vmalab", "--lib", "--no-run"])
         if not binary:
-            return ("killed", "tests do not compile") if compiled else ("does not compile", "")
+            return ("killed", "does not compile") if SOURCES[mutation.file][0] else ("does not compile", "")
         status, output = self.command([binary], self.options.timeout)
-        if status != 0:
-            return "killed", "tests: " + (failure(output) if status is not None else "hangs")
-        binary = self.build("races", ["build", "--release", "-p", "vmalab-races", "--features", "races", "--bin", "race-child"])
-        for name, lock, faults, _ in self.catalogue():
-            if binary and faults:
-                status, output = self.command([binary, name, lock, "complete", "20"], 60)
-                if verdict(status, output):
-                    return "killed", f"scheduled {name} {lock}: {verdict(status, output)}"
-        binary = self.build("loom", ["build", "--release", "-p", "vmalab-races", "--bin", "race-child"], "loom")
-        for name, lock, _, loom in self.catalogue():
-            if binary and loom:
-                seconds = str(self.options.race_seconds)
-                # Seed 1, and the bound on preemptions that most entries need.
-                args = [binary, name, lock, "complete", "1000000", "1", "2", seconds]
-                status, output = self.command(args, self.options.timeout)
-                if status is not None and verdict(status, output):
-                    return "killed", f"loom {name} {lock}: {verdict(status, output)}"
-        return "SURVIVED", ""
+        return ("killed", "hangs" if status is None else failure(output)) if status != 0 else None
 
-    def run(self, mutation):
+    def scheduled(self, mutation):
+        binary = self.build("races", ["build", "--release", "-p", "vmalab-races", "--features", "races", "--bin", "race-child"])
+        return self.race(binary, lambda race: race[2], ["20"], 60, "hangs")
+
+    def loom(self, mutation):
+        binary = self.build("loom", ["build", "--release", "-p", "vmalab-races", "--bin", "race-child"], "loom")
+        # Seed 1, and the bound on preemptions that most entries need.
+        bounds = ["1000000", "1", "2", str(self.options.race_seconds)]
+        return self.race(binary, lambda race: race[3], bounds, self.options.timeout, None)
+
+    def race(self, binary, wanted, bounds, timeout, unfinished):
+        if not binary:
+            return "killed", "does not compile"
+        for race in filter(wanted, self.catalogue()):
+            status, output = self.command([binary, race[0], race[1], "complete", *bounds], timeout)
+            said = unfinished if status is None else verdict(status, output)
+            if said:
+                return "killed", f"{race[0]} {race[1]}: {said}"
+        return None
+
+    def run(self, mutation, rung):
         began = time.monotonic()
         path = self.tree / mutation.file
         original = path.read_text()
         path.write_text(original[: mutation.start] + mutation.new + original[mutation.end :])
         try:
-            mutation.result, mutation.by = self.ladder(mutation)
+            verdict = getattr(self, rung)(mutation)
         finally:
             path.write_text(original)
-        mutation.seconds = round(time.monotonic() - began, 1)
+        mutation.seconds = round(mutation.seconds + time.monotonic() - began, 1)
+        if verdict:
+            mutation.result, mutation.by = verdict[0], f"{rung}: {verdict[1]}" if verdict[1] else ""
 
 
 def failure(output):
@@ -534,8 +538,6 @@ def failure(output):
 
 def verdict(status, output):
     """What a race of the complete code has to say, or None: it passed."""
-    if status is None:
-        return "hangs"
     if status == 3:
         return None
     for line in reversed(output.splitlines()):
@@ -580,26 +582,36 @@ def main():
     printing = threading.Lock()
     done = []
 
-    def one(mutation):
+    def climb(mutation, rungs, last):
         if options.limit and time.monotonic() - began > options.limit:
             return
         worker = workers.get()
         try:
-            worker.run(mutation)
+            for rung in rungs:
+                if not mutation.result:
+                    worker.run(mutation, rung)
         finally:
             workers.put(worker)
-        mutation.reason = reasons.get(mutation.key, "") if mutation.result == "SURVIVED" else ""
-        result = "explained" if mutation.reason else mutation.result
+        if last and not mutation.result:
+            mutation.result, mutation.reason = "SURVIVED", reasons.get(mutation.key, "")
+        if not mutation.result:
+            return
         with printing:
             done.append(mutation)
+            result = "explained" if mutation.reason else mutation.result
             print(f"{len(done):4}/{len(mutations)}  {result:16} {mutation.seconds:6.1f} s  {mutation}", flush=True)
             if mutation.by:
-                print(f"{'':35}{mutation.by}", flush=True)
+                print(f"{'':37}{mutation.by}", flush=True)
             if options.json:
                 Path(options.json).write_text(json.dumps([asdict(m) for m in done], indent=1))
 
+    # A sample is taken one by one; otherwise all try the first rung, then the
+    # next: builds of one kind follow each other, and the first news come soon.
+    steps = [RUNGS] if options.limit else [[rung] for rung in RUNGS]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, mutations))
+        for rungs in steps:
+            left = [m for m in mutations if not m.result]
+            list(pool.map(lambda m: climb(m, rungs, rungs[-1] == RUNGS[-1]), left))
     count = lambda result: sum(m.result == result and not m.reason for m in done)
     unexplained = [m for m in done if m.result == "SURVIVED" and not m.reason]
     print(
