@@ -93,7 +93,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if !S::PER_VMA {
             return None;
         }
-        let vma = match S::lock_vma_under_rcu(self.core(), addr) {
+        let mut vma = match S::lock_vma_under_rcu(self.core(), addr) {
             // SAFETY: the scheme has read-locked it, attached to our mm.
             Ok(vma) => unsafe { VmaRead::new(self.core(), vma, Hold::Vma) },
             Err(abort) => {
@@ -101,8 +101,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 return None;
             }
         };
-        let mut vma = vma;
         let step = self.handle_mm_fault(&mut vma, addr, access);
+        vma.assert_not_write_locked(self.core());
         drop(vma);
         match step {
             Step::Finished(outcome) => {

@@ -59,6 +59,9 @@ pub struct Slab<T: 'static> {
     magazines: [AtomicPtr<Magazine<T>>; SLOTS],
     depot: Mutex<Depot>,
     pages: AtomicUsize,
+    /// Free objects while the adversary is on.
+    #[cfg(feature = "races")]
+    forced: races::adversary::Stack<T>,
     /// Every page ever made: a model keeps them all until it ends.
     #[cfg(any(loom, shuttle))]
     kept: std::sync::Mutex<Vec<PagePtr>>,
@@ -144,6 +147,8 @@ impl<T> Slab<T> {
             magazines: array![AtomicPtr::new(ptr::null_mut()); SLOTS],
             depot: Mutex::new(Depot { partial: Vec::new(), empty: 0 }),
             pages: AtomicUsize::new(0),
+            #[cfg(feature = "races")]
+            forced: races::adversary::Stack::new(),
             #[cfg(any(loom, shuttle))]
             kept: std::sync::Mutex::new(Vec::new()),
             #[cfg(any(loom, shuttle))]
@@ -156,6 +161,10 @@ impl<T> Slab<T> {
     /// the system has no memory. Mutators only (`kmem_cache_alloc`).
     #[inline]
     pub fn alloc(&'static self) -> Option<NonNull<T>> {
+        #[cfg(feature = "races")]
+        if races::adversary::is_on() {
+            return self.forced.pop().or_else(|| self.alloc_one());
+        }
         match self.magazine() {
             Some(magazine) => {
                 // SAFETY: the magazine is this thread's alone, and this function
@@ -170,12 +179,15 @@ impl<T> Slab<T> {
                 magazine.len -= 1;
                 NonNull::new(magazine.objects[magazine.len])
             }
-            None => {
-                let mut one = [ptr::null_mut()];
-                let got = self.take_from_depot(&mut one);
-                if got == 1 { NonNull::new(one[0]) } else { None }
-            }
+            None => self.alloc_one(),
         }
+    }
+
+    /// An object from the depot.
+    fn alloc_one(&'static self) -> Option<NonNull<T>> {
+        let mut one = [ptr::null_mut()];
+        let got = self.take_from_depot(&mut one);
+        if got == 1 { NonNull::new(one[0]) } else { None }
     }
 
     /// Gives an object back; it may be handed out again before this returns.
@@ -187,6 +199,13 @@ impl<T> Slab<T> {
     /// [`PageReturn::AfterGracePeriod`]) can do no harm.
     #[inline]
     pub unsafe fn free(&'static self, object: NonNull<T>) {
+        #[cfg(feature = "races")]
+        if races::adversary::is_on() {
+            if let Some(older) = self.forced.push(object) {
+                self.give_to_depot(&older);
+            }
+            return;
+        }
         match self.magazine() {
             Some(magazine) => {
                 // SAFETY: as in `alloc`.
@@ -291,7 +310,7 @@ impl<T> Slab<T> {
     }
 
     fn give_to_depot(&'static self, objects: &[*mut T]) {
-        // A thread frees at most half a magazine at once.
+        // A thread frees at most half a magazine at once, the adversary a whole one.
         let mut returned: [Option<PagePtr>; MAGAZINE] = [None; MAGAZINE];
         {
             let mut depot = self.depot.lock().expect("slab depot");
@@ -372,6 +391,12 @@ impl<T> Slab<T> {
         if MODEL {
             track::used(Self::page_of(object.as_ptr()).as_ptr().cast::<()>());
         }
+    }
+
+    /// For the adversary's poison; see `Stack::swap_mm`.
+    #[cfg(feature = "races")]
+    pub(crate) fn swap_mm(&self, mm: *mut ()) -> *mut () {
+        self.forced.swap_mm(mm)
     }
 
     /// How much the slab holds now.

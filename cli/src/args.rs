@@ -296,9 +296,15 @@ pub struct RunArgs {
     /// Pages to install at each fault [default: 1]
     #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub fault_around: Option<u32>,
-    /// Reserved for the feature 'races'.
-    #[arg(long, hide = true)]
+    /// Be hostile: hand VMA objects on at once, poison them when freed, reuse
+    /// addresses, delay threads at schedule points ('docs/adversary.md')
+    #[arg(long, hide = cfg!(not(feature = "races")))]
     pub adversary: bool,
+    /// Leave one check out, for example NoMmCheck, to see whether it is missed:
+    /// a violation, and exit status 1, is then what to expect
+    #[cfg(feature = "races")]
+    #[arg(long, value_name = "NAME")]
+    pub mutant: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

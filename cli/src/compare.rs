@@ -260,6 +260,9 @@ fn heading(report: &CompareReport, config: &StressConfig) -> String {
             parts.push(number_of(run.address_spaces, "address space"));
         }
     }
+    if config.adversary {
+        parts.push("adversary".to_owned());
+    }
     parts.push(format!("seed {}", config.seed));
     let each = config.effective_duration().map_or_else(
         || config.ops.map_or_else(String::new, |ops| format!(" of {ops} operations")),

@@ -4,6 +4,8 @@ use crate::args::{BackendArg, CompareArgs, DeliveryArg, RunArgs, StressArgs};
 use crate::failure::Failure;
 use crate::names::unknown;
 use crate::units;
+#[cfg(feature = "races")]
+use vmalab::races::Mutant;
 use vmalab_workloads::{Backend, Delivery, Lock, StressConfig};
 
 /// Most addresses that a run may reserve. A process has 128T, and beside each
@@ -18,7 +20,7 @@ pub fn not_in_this_build(what: &str) -> Failure {
 
 /// What `stress` runs.
 pub fn stress(args: &StressArgs) -> Result<StressConfig, Failure> {
-    let mut config = shared(&args.run)?;
+    let mut config = shared("stress", &args.run)?;
     if let Some(name) = &args.lock {
         config.lock = lock(name)?;
     }
@@ -60,7 +62,7 @@ pub fn compare(args: &CompareArgs) -> Result<Comparison, Failure> {
             "compare runs locks, and the host as the subject 'native': try --locks mmap,typesafe,native",
         ));
     }
-    let config = shared(&args.run)?;
+    let config = shared("compare", &args.run)?;
     let names = subject_names(args);
     let mut subjects: Vec<Subject> = Vec::new();
     for name in &names {
@@ -123,15 +125,17 @@ fn lock(name: &str) -> Result<Lock, Failure> {
     Err(unknown("lock", name, &known))
 }
 
-fn shared(args: &RunArgs) -> Result<StressConfig, Failure> {
+/// What `stress` and `compare` (`command`) share.
+fn shared(command: &str, args: &RunArgs) -> Result<StressConfig, Failure> {
     let workloads: Vec<&str> = vmalab_workloads::list().iter().map(|workload| workload.name).collect();
     if !workloads.contains(&args.workload.as_str()) {
         return Err(unknown("workload", &args.workload, &workloads));
     }
-    if args.adversary {
-        return Err(Failure::cannot(
-            "--adversary is not in this build yet; it will need 'cargo run --release --features races -- ...'",
-        ));
+    if args.adversary && cfg!(not(feature = "races")) {
+        return Err(Failure::cannot(format!(
+            "--adversary is not in this build: run 'cargo run --release --features races -- {command} {} --adversary'",
+            args.workload
+        )));
     }
     let delivery = match args.delivery {
         DeliveryArg::Sigbus => Delivery::Sigbus,
@@ -160,7 +164,19 @@ fn shared(args: &RunArgs) -> Result<StressConfig, Failure> {
         verify: args.verify,
         region: args.region,
         fault_around: args.fault_around.unwrap_or(defaults.fault_around),
+        adversary: args.adversary,
+        #[cfg(feature = "races")]
+        mutant: args.mutant.as_deref().map(mutant).transpose()?,
         ..defaults
+    })
+}
+
+#[cfg(feature = "races")]
+fn mutant(name: &str) -> Result<Mutant, Failure> {
+    let found = Mutant::ALL.iter().copied().find(|mutant| mutant.name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| {
+        let known: Vec<&str> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+        unknown("mutant", name, &known)
     })
 }
 

@@ -7,7 +7,7 @@ use crate::output::Json;
 use crate::plan;
 use crate::table::{facts, numbers};
 use crate::units::{count, nanoseconds, rate, size};
-use vmalab_workloads::{Distribution, StressReport, VerifyReport, VmaLockReport};
+use vmalab_workloads::{AdversaryReport, Distribution, StressReport, VerifyReport, VmaLockReport};
 
 /// Width of the names at the left of a report.
 const NAMES: u16 = 16;
@@ -61,6 +61,10 @@ pub fn table(report: &StressReport) -> String {
     if !inside.is_empty() {
         text.push('\n');
         text.push_str(&facts(NAMES, inside));
+    }
+    if let Some(adversary) = &report.adversary {
+        text.push('\n');
+        text.push_str(&facts(NAMES, deeds(adversary)));
     }
     text.push('\n');
     text.push_str(&facts(NAMES, vec![("verify".to_owned(), verification(report.verify.as_ref()))]));
@@ -186,6 +190,44 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
         }
     }
     rows
+}
+
+/// What the adversary did.
+fn deeds(adversary: &AdversaryReport) -> Vec<(String, String)> {
+    let points: Vec<(&str, u64)> = adversary.points.iter().map(|(name, hits)| (name.as_str(), *hits)).collect();
+    let delays = &adversary.delays;
+    let facts = [
+        ("adversary", format!("{} points: {}", count(points.iter().map(|(_, hits)| hits).sum()), listed(&points))),
+        (
+            "delays",
+            listed(&[
+                ("spin", delays.spins),
+                ("yield", delays.yields),
+                ("sleep", delays.sleeps),
+                ("await", delays.awaits),
+            ]),
+        ),
+        (
+            "forced reuse",
+            format!(
+                "{} VMA objects ({} in another mm), {} poisoned",
+                count(adversary.reused),
+                count(adversary.reused_other_mm),
+                count(adversary.poisoned)
+            ),
+        ),
+        (
+            "same address",
+            format!(
+                "{} mappings, {} more in twins ({} of them died), {} ghost accesses",
+                count(adversary.same_address),
+                count(adversary.twin_mappings),
+                count(adversary.twin_deaths),
+                count(adversary.ghosts)
+            ),
+        ),
+    ];
+    facts.map(|(name, fact)| (name.to_owned(), fact)).into()
 }
 
 fn vma_lock_counts(vma_lock: &VmaLockReport) -> String {

@@ -15,7 +15,8 @@ fn help_fits_80_columns_and_shows_only_what_is_there() {
         for line in out.stdout.lines() {
             assert!(line.chars().count() <= 80, "{args:?}: {line}");
         }
-        for absent in ["race-child", "adversary", "--html", "conform", "replay", "limits"] {
+        let races: &[&str] = if cfg!(feature = "races") { &[] } else { &["adversary", "mutant"] };
+        for absent in ["--html", "conform", "replay", "limits"].iter().chain(races) {
             assert!(!out.stdout.contains(absent), "{args:?} shows {absent}");
         }
     }
@@ -39,13 +40,32 @@ fn commands_that_come_later_say_so() {
         &["replay", "trace"],
         &["run", "--", "ls"],
         &["compare", "app-start", "--html", "x.html"],
-        &["stress", "app-start", "--adversary"],
     ] {
         let out = vmalab(args);
         assert_eq!((out.status, out.stdout.as_str()), (3, ""), "{args:?}");
         assert!(out.stderr.contains("not in this build yet"), "{args:?}: {}", out.stderr);
         assert_eq!(out.stderr.lines().count(), 1, "{args:?}: {}", out.stderr);
     }
+}
+
+#[cfg(not(feature = "races"))]
+#[test]
+fn the_adversary_needs_a_feature_and_says_how_to_have_it() {
+    for command in ["stress", "compare"] {
+        let out = vmalab(&[command, "reuse-storm", "--adversary"]);
+        assert_eq!((out.status, out.stdout.as_str()), (3, ""));
+        let how = format!("cargo run --release --features races -- {command} reuse-storm --adversary");
+        assert!(out.stderr.contains(&how), "{}", out.stderr);
+        assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
+    }
+    assert_usage(&["stress", "reuse-storm", "--mutant", "NoMmCheck"], "--mutant");
+}
+
+#[cfg(feature = "races")]
+#[test]
+fn unknown_mutants_get_the_nearest_and_the_host_has_no_adversary() {
+    assert_usage(&["stress", "reuse-storm", "--mutant", "NoMmChek"], "did you mean 'NoMmCheck'?");
+    assert_usage(&["stress", "app-start", "--backend", "native", "--adversary"], "--backend native");
 }
 
 #[test]

@@ -164,6 +164,49 @@ fn compare_prints_a_row_for_each_subject() {
     assert!(out.stdout.lines().all(|line| line.chars().count() <= 80), "{}", out.stdout);
 }
 
+#[cfg(feature = "races")]
+mod races {
+    use super::*;
+
+    #[test]
+    fn the_adversary_says_what_it_did() {
+        let args = ["stress", "reuse-storm", "--adversary", "--verify"];
+        let out = short(&[&args[..], &["--json", "-"]].concat());
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        let run = out.json();
+        assert_stress(&run);
+        for key in ["points.H7", "points.Section", "delays.spins", "reused", "reused_other_mm", "poisoned", "ghosts"] {
+            assert_key(&run, &format!("adversary.{key}"), |n| n.as_u64() > Some(0));
+        }
+        let out = short(&args);
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        for part in ["adversary ", "delays ", "forced reuse ", "same address ", "no violation"] {
+            assert!(out.stdout.contains(part), "{part}: {}", out.stdout);
+        }
+        assert!(out.stdout.lines().all(|line| line.chars().count() <= 80), "{}", out.stdout);
+    }
+
+    #[test]
+    fn a_comparison_can_have_it_too() {
+        let args = ["compare", "reuse-storm", "--lock", "typesafe", "--adversary", "--verify", "--rounds", "1"];
+        let out = short(&[&args[..], &["--json", "-"]].concat());
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        for subject in out.json()["subjects"].as_array().unwrap() {
+            assert_key(&subject["runs"][0], "adversary.poisoned", |n| n.as_u64() > Some(0));
+        }
+    }
+
+    /// Caught by an oracle in the core, perhaps in a signal handler: one line
+    /// on standard error, and the process is over.
+    #[test]
+    fn a_mutant_that_is_caught_ends_with_status_1() {
+        let args = ["stress", "reuse-storm", "--adversary", "--verify", "--mutant", "NoDetachedCheck", "--seed", "7"];
+        let out = vmalab(&[&args[..], &["--duration", "60", "--warmup", "0"]].concat());
+        assert_eq!(out.status, 1, "{}{}", out.stdout, out.stderr);
+        assert!(out.stderr.starts_with("error: "), "{}", out.stderr);
+    }
+}
+
 /// Sends Ctrl-C after a second of a run that would take a minute.
 fn interrupted(args: &[&str]) -> Outcome {
     let started = Instant::now();

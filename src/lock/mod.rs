@@ -30,7 +30,7 @@ pub use typesafe::TypeSafe;
 
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
-use crate::races::{Mutant, Point, mutant, point};
+use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu::ReadGuard;
 use crate::slab::Slab;
 use crate::stats::{Counter, count};
@@ -265,13 +265,27 @@ fn find_and_lock<S: LockScheme>(
     Err(Abort::MissLimit)
 }
 
+/// The address space that some `vm_mm` names, to be looked into. A free object
+/// may name none (the adversary's poison): to ask it is a violation of its own.
+///
+/// # Safety
+/// The memory of the address space stays while the result is used.
+#[inline(always)]
+unsafe fn named<'a, S: LockScheme>(mm: *const MmCore<S>) -> &'a MmCore<S> {
+    if races::ENABLED && mm.is_null() {
+        races::violation(Oracle::O6, "the address space of a free VMA was looked into");
+    }
+    // SAFETY: the caller's promise.
+    unsafe { &*mm }
+}
+
 /// The address space whose number a reader of `mm` compares with: its own. (The
 /// mutant takes the object's word for it, as before the seed: case 2.)
 #[inline(always)]
 fn number_of<'a, S: LockScheme>(mm: &'a MmCore<S>, vma: &'a Vma<S>) -> &'a MmCore<S> {
     let counts = if mutant(Mutant::NumberOfForeignMm) {
         // SAFETY: builds with mutants keep the memory of dead address spaces.
-        unsafe { &*vma.vm_mm() }
+        unsafe { named(vma.vm_mm()) }
     } else {
         mm
     };

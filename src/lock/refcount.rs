@@ -39,7 +39,7 @@
 //!   freed on the fault path.
 //! - *The limit*: covers both the flag and an overflow (R13).
 
-use super::{Abort, Kill, Killed, LockScheme, Refused, find_and_lock, number_of};
+use super::{Abort, Kill, Killed, LockScheme, Refused, find_and_lock, named, number_of};
 use crate::addr::VirtAddr;
 use crate::mm::MmCore;
 use crate::races::{self, Knob, Mutant, Oracle, Point, knob, mutant, point};
@@ -98,7 +98,7 @@ unsafe impl LockScheme for RefCount {
         let vma = unsafe { vma.as_ref() };
         // Copied first: after the decrement the object may be another's.
         // SAFETY: the fault that holds the VMA belongs to this mm and keeps it.
-        let mm = unsafe { &*vma.vm_mm() };
+        let mm = unsafe { named(vma.vm_mm()) };
         put(vma, mm);
     }
 
@@ -125,7 +125,7 @@ unsafe impl LockScheme for RefCount {
 
     fn vma_mark_detached(vma: &Vma<Self>) {
         // SAFETY: attached to this mm, whose mmap lock the caller holds.
-        let mm = unsafe { &*vma.vm_mm() };
+        let mm = unsafe { named(vma.vm_mm()) };
         debug_assert!(mm.mmap_lock.is_write_held_by_me());
         // Acquire: pairs with the Release of readers that have left.
         let before = vma.lock.vm_refcnt.fetch_sub(1, Ordering::Acquire);
@@ -225,6 +225,7 @@ fn start_read(mm: &MmCore<RefCount>, vma: &Vma<RefCount>) -> Result<(), Refused>
         put_foreign(vma, vm_mm);
         return Err(Refused::For(Abort::OtherMm));
     }
+    point(Point::Checks);
     // Acquire: pairs with the Release in `MmCore::end_write_all`.
     if vma.lock.vm_lock_seq.load(Ordering::Relaxed) == mm.mm_lock_seq.load(Ordering::Acquire) {
         put(vma, mm);
@@ -254,13 +255,14 @@ fn put(vma: &Vma<RefCount>, mm: &MmCore<RefCount>) {
 /// Gives back a count of an object that turned out to belong to another mm.
 #[cold]
 fn put_foreign(vma: &Vma<RefCount>, vm_mm: *const MmCore<RefCount>) {
-    if mutant(Mutant::ForeignMmNotPinned) {
-        // SAFETY: builds with mutants keep the memory of dead address spaces.
-        return put(vma, unsafe { &*vm_mm });
-    }
     // SAFETY: we hold the count, so the object is attached to, or draining in,
     // this mm, whose exit waits for us before it drops its reference.
-    let pinned = unsafe { MmCore::grab(vm_mm) };
+    let mm = unsafe { named(vm_mm) };
+    if mutant(Mutant::ForeignMmNotPinned) {
+        return put(vma, mm);
+    }
+    // SAFETY: as above.
+    let pinned = unsafe { MmCore::grab(mm) };
     put(vma, &pinned);
     // Dropped last, and on the fault path: the memory, if it was the last
     // reference, goes to a mutator.

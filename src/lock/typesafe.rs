@@ -241,6 +241,7 @@ fn check_locked(mm: &MmCore<TypeSafe>, vma: &Vma<TypeSafe>, addr: VirtAddr) -> R
     if !ptr::eq(vma.vm_mm(), mm) && !mutant(Mutant::NoMmCheck) {
         return Err(Refused::For(Abort::OtherMm));
     }
+    point(Point::Checks);
     if !vma.range_now_contains(addr) && !mutant(Mutant::NoRangeCheck) {
         return Err(Refused::For(Abort::OtherRange));
     }

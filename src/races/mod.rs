@@ -13,9 +13,15 @@
 //!   is in force in a process ([`set_mutant`]).
 //! - A **knob** ([`Knob`]) makes a number small enough to be reached.
 //! - An **oracle** that fires ends in [`violation`].
+//! - The **adversary** (`adversary`, with the feature `races` alone) forces reuse,
+//!   poisons what is freed and delays threads at schedule points, under stress.
 
+#[cfg(feature = "races")]
+pub mod adversary;
 mod mutant;
 mod point;
+#[cfg(feature = "races")]
+pub mod report;
 
 pub use mutant::{Knob, Mutant, knob, mutant, set_knob, set_mutant, unless};
 pub use point::{Point, point, set_hook};

@@ -42,6 +42,8 @@ points! {
     /// Reader.
     Attached = "between finding the object attached and comparing vm_mm",
     /// Reader.
+    Checks = "between two of the checks that follow the lock",
+    /// Reader.
     H4 = "before the lock is given back",
     /// Reader.
     H5 = "between giving the lock back and waking the writer",

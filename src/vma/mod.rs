@@ -19,6 +19,8 @@
 
 mod flags;
 pub mod plan;
+#[cfg(feature = "races")]
+mod poison;
 
 pub use flags::VmaFlags;
 pub use plan::Segment;
@@ -223,17 +225,22 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
     pub(crate) unsafe fn new(mm: &'m MmCore<S>, vma: NonNull<Vma<S>>, hold: Hold<'m>) -> VmaRead<'m, S> {
         // SAFETY: the caller's promise.
         let epoch = unsafe { vma.as_ref() }.epoch.now();
-        // (Numbers that wrap may be equal by chance.)
-        if races::ENABLED && matches!(hold, Hold::Vma) && !knob(Knob::SequenceOf8Bits) {
-            // SAFETY: as above.
-            if S::is_write_locked(mm, unsafe { vma.as_ref() }) {
-                races::violation(Oracle::O3, "a reader locked a VMA that is write-locked");
-            }
-        }
         if races::ENABLED && epoch & 1 == 1 {
             races::violation(Oracle::O3, "a reader locked a VMA that is not attached");
         }
-        VmaRead { vma, hold, epoch, _mm: PhantomData }
+        let read = VmaRead { vma, hold, epoch, _mm: PhantomData };
+        read.assert_not_write_locked(mm);
+        read
+    }
+
+    /// Oracle O3: no writer has the VMA while a reader has it. (A number of 8
+    /// bits may have wrapped.)
+    #[inline(always)]
+    pub(crate) fn assert_not_write_locked(&self, mm: &MmCore<S>) {
+        let held = races::ENABLED && matches!(self.hold, Hold::Vma) && !knob(Knob::SequenceOf8Bits);
+        if held && S::is_write_locked(mm, self.vma()) {
+            races::violation(Oracle::O3, "a reader has locked a VMA that is write-locked");
+        }
     }
 
     /// Lets go of the lock before the fault is over: a mutant.
@@ -452,6 +459,8 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
                 if last != mm.id() {
                     count(Counter::VmaReusedOtherMm);
                 }
+                #[cfg(feature = "races")]
+                races::adversary::count_reuse(last != mm.id());
             }
         }
         vma.owner_id.store(mm.id(), Ordering::Relaxed);
@@ -493,6 +502,8 @@ impl<S: LockScheme> Drop for VmaNew<'_, S> {
         if races::POISON && S::is_attached(self.vma()) && !mutant(Mutant::ExitWithoutDetach) {
             races::violation(Oracle::O4, "an attached VMA was freed");
         }
+        #[cfg(feature = "races")]
+        self.vma().poison();
         // SAFETY: detached and ours; a detached object refuses stale readers.
         unsafe { S::vma_free(self.vma) };
     }

@@ -137,6 +137,12 @@ pub struct StressConfig {
     pub region: Option<u64>,
     /// `--fault-around`: pages made present by one fault. Only 1 for now.
     pub fault_around: u32,
+    /// `--adversary`: forced reuse, poison on free, random delays. Only in
+    /// builds with the feature `races`.
+    pub adversary: bool,
+    /// `--mutant`: the check that is left out.
+    #[cfg(feature = "races")]
+    pub mutant: Option<vmalab::races::Mutant>,
 }
 
 impl StressConfig {
@@ -175,6 +181,9 @@ impl Default for StressConfig {
             verify: false,
             region: None,
             fault_around: 1,
+            adversary: false,
+            #[cfg(feature = "races")]
+            mutant: None,
         }
     }
 }

@@ -140,6 +140,42 @@ pub struct FaultOutcomes {
     pub bus: u64,
 }
 
+/// What the adversary did (`--adversary`), warm-up included.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdversaryReport {
+    /// Schedule points reached, by name.
+    pub points: BTreeMap<String, u64>,
+    /// Delays at schedule points.
+    pub delays: DelaysReport,
+    /// VMA objects handed out that had been a VMA before.
+    pub reused: u64,
+    /// ... in another address space.
+    pub reused_other_mm: u64,
+    /// VMA objects poisoned when they were freed.
+    pub poisoned: u64,
+    /// Calls of mmap that got a place unmapped a moment ago, as none was asked for.
+    pub same_address: u64,
+    /// Mappings made in twins, where the workload had just unmapped.
+    pub twin_mappings: u64,
+    /// Accesses beside the workload's, where objects change hands.
+    pub ghosts: u64,
+    /// Twins that died and were replaced.
+    pub twin_deaths: u64,
+}
+
+/// Delays at schedule points, by kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DelaysReport {
+    /// Up to 64 spins.
+    pub spins: u64,
+    /// The processor given away.
+    pub yields: u64,
+    /// Up to 100 us asleep.
+    pub sleeps: u64,
+    /// Until the other side, readers or writers, had taken some steps.
+    pub awaits: u64,
+}
+
 /// What `--verify` found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerifyReport {
@@ -251,6 +287,9 @@ pub struct StressReport {
     pub rcu: Option<RcuReport>,
     /// Ends of the fault path.
     pub fault_outcomes: Option<FaultOutcomes>,
+    /// Only in runs with `--adversary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversary: Option<AdversaryReport>,
     /// `None` without `--verify`.
     pub verify: Option<VerifyReport>,
 }

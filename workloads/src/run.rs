@@ -41,6 +41,8 @@ pub fn run(config: &StressConfig, control: &Control) -> Result<StressReport, Run
     let checked = Checked::of(config)?;
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     start_clock();
+    #[cfg(feature = "races")]
+    let _rules = crate::adversary::Rules::set(config.mutant, config.seed);
     let driven = match config.backend {
         Backend::Native => checked.drive(vec![Native::new(checked.region_bytes)], control),
         Backend::Emulated => checked.emulated(config, control),
@@ -96,6 +98,14 @@ impl Checked {
         if workers > WORKERS_MAX {
             return usage(format!("{workers} threads and mutators are too many: at most {WORKERS_MAX} together"));
         }
+        if config.adversary {
+            if cfg!(not(feature = "races")) {
+                return Err(RunError::Unsupported("--adversary needs a build with the feature `races`".to_owned()));
+            }
+            if config.backend == Backend::Native {
+                return usage("--adversary works on vmalab's own locks; --backend native has none of them".to_owned());
+            }
+        }
         if config.backend == Backend::Native {
             if !info.native {
                 return usage(format!(
@@ -146,11 +156,32 @@ impl Checked {
         match config.delivery {
             Delivery::Software => {
                 let spaces: Result<Vec<_>, _> = spaces.map(|_| Soft::<S>::new(bytes, pager)).collect();
-                self.drive(spaces?, control)
+                self.launch::<S, _>(config, spaces?, pager, control)
             }
-            Delivery::Sigbus => self.drive(faults(None)?, control),
-            Delivery::Queue => self.drive(faults(Some(config.handlers as usize))?, control),
+            Delivery::Sigbus => self.launch::<S, _>(config, faults(None)?, pager, control),
+            Delivery::Queue => {
+                let spaces = faults(Some(config.handlers as usize))?;
+                self.launch::<S, _>(config, spaces, pager, control)
+            }
         }
+    }
+
+    /// With the adversary, if it was asked for.
+    fn launch<S: LockScheme, T: Target>(
+        &self,
+        config: &StressConfig,
+        targets: Vec<T>,
+        pager: AnyPager,
+        control: &Control,
+    ) -> Result<Driven, RunError> {
+        #[cfg(feature = "races")]
+        if config.adversary {
+            return crate::adversary::drive::<S, T>(targets, pager, config.seed, |targets| {
+                self.drive(targets, control)
+            });
+        }
+        let _ = (config, pager);
+        self.drive(targets, control)
     }
 
     fn report(&self, config: &StressConfig, driven: Driven) -> StressReport {
@@ -201,6 +232,7 @@ impl Checked {
                 segv: counters.get(Counter::FaultSegv),
                 bus: counters.get(Counter::FaultBus),
             }),
+            adversary: driven.adversary.clone(),
             // A hung thread or a broken invariant at rest is told without --verify too.
             verify: (config.verify || !violations.is_empty()).then(|| VerifyReport {
                 checked: driven.checked,

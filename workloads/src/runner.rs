@@ -5,7 +5,7 @@
 use crate::control::{Control, Stage};
 use crate::ctx::{Ctx, Fail, Role};
 use crate::measure::{BUCKETS, Recorder, p99};
-use crate::report::Violation;
+use crate::report::{AdversaryReport, Violation};
 use crate::shared::{Phase, Plan, Rendezvous, Shared};
 use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
@@ -41,6 +41,8 @@ pub(crate) struct Driven {
     pub(crate) unchecked_state: u64,
     /// All, the first first.
     pub(crate) violations: Vec<Violation>,
+    /// `None` without the adversary.
+    pub(crate) adversary: Option<AdversaryReport>,
 }
 
 /// What a thread leaves behind.
@@ -130,6 +132,7 @@ fn drive_as<T: Target, W: Workload>(
         checked: shared.live.iter().map(|live| live.checked.load(Ordering::Relaxed)).sum(),
         unchecked_state: shared.live.iter().map(|live| live.unchecked_state.load(Ordering::Relaxed)).sum(),
         violations,
+        adversary: None,
     })
 }
 
@@ -259,6 +262,8 @@ impl Crew {
 /// A thread's whole life.
 fn thread<T: Target, W: Workload>(mut ctx: Ctx<T>, work: &W, gate: &Rendezvous, done: &Sender<Finished>) {
     vmalab::thread::announce();
+    #[cfg(feature = "races")]
+    vmalab::races::adversary::enter_thread(ctx.worker as u64);
     if !gate.wait(|| true) {
         return;
     }

@@ -4,8 +4,11 @@
 //! * [`soft::Soft`]: vmalab over the software `Mmu`; an access is a direct call.
 //! * [`faults::Faults`]: vmalab over userfaultfd; an access is a real one.
 //! * [`native::Native`]: the host's own address space.
+//! * `adverse::Adverse` (feature `races`): one of the above under the adversary.
 //! * `fake::Fake` (tests): a correct model in memory, and wrong ones.
 
+#[cfg(feature = "races")]
+pub(crate) mod adverse;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod faults;

@@ -8,7 +8,7 @@ use vmalab::fault::Signal;
 use vmalab::lock::LockScheme;
 use vmalab::mm::{MapFlags, Mapping, Mm, Prot};
 use vmalab::mmu::Mmu;
-use vmalab::mmu::soft::SoftMmu;
+use vmalab::mmu::soft::{self, SoftMmu};
 use vmalab::pager::{AnyPager, Stamp};
 
 /// An address space over [`SoftMmu`], reached through `Mm::read` and `Mm::write`.
@@ -17,7 +17,12 @@ pub(crate) struct Soft<S: LockScheme>(Mm<S, SoftMmu, AnyPager>);
 impl<S: LockScheme> Soft<S> {
     /// An empty one.
     pub(crate) fn new(bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
-        match SoftMmu::new(bytes) {
+        Soft::at(soft::BASE, bytes, pager)
+    }
+
+    /// The same from address `base`: addresses are but numbers here.
+    pub(crate) fn at(base: VirtAddr, bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
+        match SoftMmu::at(base, bytes) {
             Ok(mmu) => Ok(Soft(Mm::new(mmu, pager))),
             Err(error) => Err(RunError::Unsupported(format!(
                 "no room for an address space of {bytes} bytes ({error:?}): ask for less with --region, or fewer \
