@@ -22,6 +22,8 @@ mod mmap;
 pub mod model;
 mod mprotect;
 mod munmap;
+#[cfg(all(test, shuttle))]
+mod stress;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
