@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the race catalogue, or the entries named: every mutant must be caught, the complete code must pass.
 # Usage: [RACE_SECONDS=20] scripts/races.sh [faults|shuttle|loom|all] [NAME...]
-# RACE_SECONDS bounds each run of a model. Exits 1 at a miss, 3 if this machine cannot do it.
+# RACE_SECONDS bounds each run of a model over the complete code; a mutant's ends when it is caught. Exits 1 at a miss, 3 if this machine cannot do it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 executors=${1:-faults}

@@ -1,6 +1,6 @@
 //! The whole catalogue, or the entries named, under one executor: a line for
 //! each run. `race-suite faults|shuttle|loom CHILD [NAME...]`, where CHILD is
-//! the executor's `race-child`. RACE_SECONDS bounds each run of a model.
+//! the executor's `race-child`. RACE_SECONDS bounds a model's run of the complete code.
 //! `scripts/races.sh` builds and calls it.
 
 use std::process::{Command, ExitCode};

@@ -15,7 +15,8 @@ pub struct Suite<'a> {
     pub command: &'a dyn Fn() -> Command,
     /// Only these; empty: all.
     pub names: &'a [String],
-    /// How long each run of a model may take, if not as long as usual.
+    /// How long a model may look for a violation in the complete code, if not
+    /// as long as usual. (A mutant's run ends when it is caught.)
     pub duration: Option<Duration>,
 }
 
@@ -29,10 +30,12 @@ impl Suite<'_> {
         };
         let mut jobs = Vec::new();
         for race in crate::CATALOGUE.iter().filter(chosen) {
-            let mut bounds = Bounds::of(race, self.executor);
-            bounds.duration = self.duration.unwrap_or(bounds.duration);
             for &lock in race.locks {
                 for mutant in [true, false] {
+                    let mut bounds = Bounds::of(race, self.executor);
+                    if let (false, Some(duration)) = (mutant, self.duration) {
+                        bounds.duration = duration;
+                    }
                     jobs.push(Job { race, lock, mutant, executor: self.executor, bounds });
                 }
             }
