@@ -9,6 +9,7 @@ made in a scratch copy of the tree, and a ladder of tests runs until one fails:
   tests      the core's unit tests, with debug assertions
   scheduled  the race catalogue's scripts on real faults: the complete code must pass
   loom       the race catalogue under loom
+  deep       the models again, with their own bounds
 
 A mutation that nothing kills must be explained in docs/mutation.md, or the run
 fails: exit status 1. Nothing is mutated in tests, in code that only builds with
@@ -96,7 +97,7 @@ STEP = re.compile(
     r"try_down|range_now|vm_mm\(|serve|assert_idle|edit|handle_mm_fault|before_install|advance|run_due|give_to"
 )
 
-RUNGS = ["models", "tests", "scheduled", "loom"]
+RUNGS = ["models", "tests", "scheduled", "loom", "deep"]
 
 # Calls whose absence is a mutation.
 CALLS = (
@@ -468,6 +469,10 @@ class Worker:
         return self.races
 
     def models(self, mutation):
+        """With two preemptions at most, which is enough for nearly all."""
+        return self.deep(mutation, LOOM_MAX_PREEMPTIONS="2")
+
+    def deep(self, mutation, **env):
         paths = SOURCES[mutation.file][0].split()
         if not paths:
             return None
@@ -477,9 +482,8 @@ class Worker:
         _, listing = self.command([binary, "--list"], 60)
         names = [line[: -len(": test")] for line in listing.splitlines() if line.endswith(": test")]
         names = [name for name in names if "models" in name and name.startswith(tuple(paths))]
-        status, output = self.command(
-            [binary, "--exact", *names], self.options.timeout, LOOM_MAX_DURATION=str(self.options.model_seconds)
-        )
+        env["LOOM_MAX_DURATION"] = str(self.options.model_seconds)
+        status, output = self.command([binary, "--exact", *names], self.options.timeout, **env)
         # (None: more schedules than there is time for. No verdict.)
         return ("killed", failure(output)) if status not in (0, None) else None
 

@@ -156,9 +156,7 @@ impl MmapLock {
     /// Waits for the lock and takes it for writing.
     #[inline]
     pub fn write(&self) -> WriteGuard<'_> {
-        let turn = self.word.load(Ordering::Relaxed) & TURN;
-        // Acquire: pairs with the Release of `unlock_read` and `unlock_write`.
-        if self.word.compare_exchange(turn, turn | WRITER, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if !self.try_lock_write(0) {
             self.write_slow();
         }
         self.writer.store(thread_token(), Ordering::Relaxed);
@@ -172,6 +170,22 @@ impl MmapLock {
         while word & (WRITER | WRITERS_WAITING) == 0 {
             // Acquire: pairs with the Release of `unlock_write`.
             match self.word.compare_exchange_weak(word, word + READER, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Takes the lock for writing if nobody holds it, also from under those who
+    /// wait. `counted` is WRITER_WAITING if the caller is one of them, else 0.
+    #[inline]
+    fn try_lock_write(&self, counted: u64) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & (READERS | WRITER) == 0 {
+            let next = (word | WRITER) - counted;
+            // Acquire: pairs with the Release of `unlock_read` and `unlock_write`.
+            match self.word.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,
             }
@@ -245,10 +259,7 @@ impl MmapLock {
 
     fn write_wait(&self) {
         for _ in 0..SPINS {
-            let word = self.word.load(Ordering::Relaxed);
-            if word & (READERS | WRITER) == 0
-                && self.word.compare_exchange(word, word | WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
+            if self.try_lock_write(0) {
                 return;
             }
             spin_loop();
@@ -259,13 +270,8 @@ impl MmapLock {
             // Read before the word, so that a release after our look raises it.
             // Acquire: keeps it there; pairs with the Release in `wake_writer`.
             let turn = self.writer_turn.load(Ordering::Acquire);
-            let mut word = self.word.load(Ordering::Acquire);
-            while word & (READERS | WRITER) == 0 {
-                let next = (word | WRITER) - WRITER_WAITING;
-                match self.word.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => return,
-                    Err(now) => word = now,
-                }
+            if self.try_lock_write(WRITER_WAITING) {
+                return;
             }
             futex_wait(&self.writer_turn, turn);
         }

@@ -76,13 +76,19 @@ impl Abort {
 
 /// Asks a writer that waits killably to give up; see [`Mm::kill`](crate::mm::Mm::kill).
 #[derive(Debug, Default)]
-pub struct Kill(pub(crate) crate::sync::plain::AtomicBool);
+pub struct Kill(crate::sync::AtomicBool);
 
 impl Kill {
     /// Whether it was fired.
     pub fn is_fired(&self) -> bool {
-        // SeqCst: a model's plain atomic; the wake-up word orders it.
-        self.0.load(crate::sync::Ordering::SeqCst)
+        // Relaxed: a writer looks here after the wake-up word, which is raised
+        // after the flag; and before it sleeps the word is compared again.
+        self.0.load(crate::sync::Ordering::Relaxed)
+    }
+
+    /// Fires it; the caller then wakes the writer.
+    pub(crate) fn fire(&self) {
+        self.0.store(true, crate::sync::Ordering::Relaxed);
     }
 }
 

@@ -302,12 +302,13 @@ impl VmaSem {
 
     /// Keeps readers out and waits until those inside have left.
     pub(super) fn down_write(&self) {
-        // Acquire: pairs with the Release in `up_read`, also in the loop below.
-        let before = self.word.fetch_or(Self::WRITER, Ordering::Acquire);
+        // Relaxed: the look that ends the wait acquires.
+        let before = self.word.fetch_or(Self::WRITER, Ordering::Relaxed);
         assert!(before & Self::WRITER == 0, "VMA with two owners");
         point(Point::H11);
         let mut spins = SPINS;
         loop {
+            // Acquire: pairs with the Release in `up_read`.
             let word = self.word.load(Ordering::Acquire);
             if word & Self::READERS == 0 {
                 return;

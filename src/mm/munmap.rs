@@ -8,7 +8,6 @@ use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
-use crate::sync::Ordering;
 use crate::vma::plan::Layout;
 use nix::errno::Errno;
 
@@ -53,7 +52,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// Tells an operation of this address space that was given `kill` to give up.
     pub fn kill(&self, kill: &Kill) {
-        kill.0.store(true, Ordering::SeqCst);
+        kill.fire();
         self.core.wake_vma_writer();
     }
 

@@ -34,7 +34,7 @@ fn a_writer_is_killed() {
         let killer = {
             let mm = mm.clone();
             spawn(move || {
-                mm.1.0.store(true, Ordering::SeqCst);
+                mm.1.fire();
                 mm.0.wake_vma_writer();
             })
         };
