@@ -65,7 +65,7 @@ impl RaceInfo {
     fn summary(&self) -> String {
         let RaceInfo { title, oracle, oracle_title, locks, executors, .. } = self;
         let (locks, executors) = (locks.join(", "), executors.join(", "));
-        format!("{title}\nlocks: {locks}; executors: {executors}\noracle: {oracle} ({oracle_title})")
+        format!("{title}\nlocks: {locks}\nexecutors: {executors}\noracle: {oracle} ({oracle_title})")
     }
 }
 
