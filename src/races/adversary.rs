@@ -45,7 +45,7 @@ thread_local! {
     /// State of this thread's stream; 0 before the first draw.
     static STREAM: Cell<u64> = const { Cell::new(0) };
     /// Points left in this episode, and those that it lingers at, a bit each.
-    static EPISODE_NOW: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+    static EPISODE_NOW: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
     /// Points left of those after writers were let pass.
     static STALE: Cell<u8> = const { Cell::new(0) };
     static SHARD: Cell<usize> = const { Cell::new(0) };
@@ -56,19 +56,18 @@ pub const EPISODE: u32 = 512;
 
 /// A walk may be one under the mmap lock, or lead there, and a workload that
 /// touches what is not mapped does little else: nobody lingers there.
-const IN_PASSING: u32 = 1 << Point::Walk as u32 | 1 << Point::Fallback as u32;
+const IN_PASSING: u64 = 1 << Point::Walk as u32 | 1 << Point::Fallback as u32;
 
 /// Points at which a reader lingers after it has let writers pass.
 const STALE_POINTS: u8 = 8;
 
 /// The points to linger at in one episode: none in half of them, else a
 /// quarter of all, so that every pair comes up.
-fn episode(draw: u64) -> u32 {
-    let (one, two) = (draw as u32, (draw >> 32) as u32);
-    if one.is_multiple_of(2) { 0 } else { (one >> 1) & two & !IN_PASSING }
+fn episode(draw: u64) -> u64 {
+    if draw.is_multiple_of(2) { 0 } else { (draw >> 1) & mix(draw) & !IN_PASSING }
 }
 
-const _: () = assert!(POINTS <= 31);
+const _: () = assert!(POINTS < u64::BITS as usize);
 
 /// Switches the adversary on. Every thread's stream follows from `seed` and the
 /// number that it gives to [`enter_thread`]. Counts begin anew.
@@ -194,7 +193,7 @@ fn hook(point: Point) {
         lingering = episode(mix(draw));
     }
     EPISODE_NOW.set((left.checked_sub(1).unwrap_or(EPISODE), lingering));
-    let (bit, stale) = (1 << point as u32, STALE.get());
+    let (bit, stale) = (1u64 << point as u32, STALE.get());
     STALE.set(stale.saturating_sub(1));
     let mood = match stale {
         0 if lingering & bit != 0 => Mood::Lingering,
@@ -463,11 +462,11 @@ mod tests {
 
     #[test]
     fn episodes_linger_anywhere_but_in_passing() {
-        let sets: Vec<u32> = (0..10_000).map(|n| episode(mix(n))).collect();
+        let sets: Vec<u64> = (0..10_000).map(|n| episode(mix(n))).collect();
         let idle = sets.iter().filter(|&&set| set == 0).count();
         assert!((4_500..5_500).contains(&idle), "{idle}");
         for &point in Point::ALL {
-            let often = sets.iter().filter(|&&set| set & 1 << point as u32 != 0).count();
+            let often = sets.iter().filter(|&&set| set & 1u64 << point as u32 != 0).count();
             let passing = matches!(point, Point::Walk | Point::Fallback);
             assert_eq!(often == 0, passing, "{point:?}: {often}");
         }

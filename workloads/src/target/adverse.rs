@@ -206,8 +206,8 @@ impl<S: LockScheme> Twins<S> {
         for _ in 0..[0, 0, 0, 1, 1, 2, 4, 8][draw() as usize % 8] {
             self.unmap(here, range);
             match draw() % 8 {
-                0 => {}
-                1 => made += self.map_away(here, range),
+                0 | 1 => {}
+                2 | 3 => made += self.map_away(here, range),
                 _ => {
                     made += self.map(&self.space(THERE), range);
                     if draw().is_multiple_of(PASSAGES_PER_LIFE) {
