@@ -361,7 +361,7 @@ def derive(path):
                 first, second = code[s1:e1], code[s2:e2]
                 if not second.rstrip().endswith((";", "}")) or first.startswith("return"):
                     continue
-                if not (STEP.search(first) and STEP.search(second)) or "violation(" in first + second:
+                if not (STEP.search(first) and STEP.search(second)) or re.search(r"violation\(|if mutant\(", first + second):
                     continue
                 bound = re.match(r"let\s+(.*?)(?::[^=]*)?=", first, re.DOTALL)
                 if bound and any(re.search(rf"\b{n}\b", second) for n in re.findall(r"\b[a-z]\w*", bound.group(1))):
@@ -562,6 +562,7 @@ def arguments():
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no mutation after that: a sample, by --seed")
     parser.add_argument("--seed", type=int, default=1, help="order of a sample (1)")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--known", metavar="FILE", help="results of an earlier run: what it killed is not run again")
     return parser.parse_args()
 
 
@@ -577,6 +578,10 @@ def main():
         return 0
     if options.limit:
         random.Random(options.seed).shuffle(mutations)
+    if options.known:
+        # Lines move; the same text in the same file is the same mutation.
+        killed = {(m["file"], m["what"], m["code"]) for m in json.loads(Path(options.known).read_text()) if m["result"] == "killed"}
+        mutations = [m for m in mutations if m.key not in killed]
     began = time.monotonic()
     workers = queue.SimpleQueue()
     for number in range(options.jobs):

@@ -13,6 +13,7 @@ use super::LockScheme;
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::mm::{MmCore, MmapWrite};
 use crate::models::{explore, join, spawn};
+use crate::tree::Entry;
 use crate::vma::plan::Layout;
 use crate::vma::{Hold, Segment, Vma, VmaFlags, VmaNew, VmaRead, VmaRef, VmaWrite};
 use std::ptr::{self, NonNull};
@@ -152,13 +153,16 @@ pub(crate) fn moves<S: LockScheme>(scene: &Scene<S>) {
     assert_eq!(again.as_ptr(), scene.x, "the slab reuses last what was freed last");
 }
 
-/// The same in two write sections, and at the same place.
+/// The same in two write sections, and at the same place; and the VMA grows in
+/// the very section in which it was attached, write-locked.
 pub(crate) fn comes_back<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     drop(lock(&write, scene.x).detach());
     drop(write);
     let write = scene.a.mmap_write();
-    assert_eq!(attach(&write, pages(1, 2)).as_ptr(), scene.x);
+    let mut again = attach(&write, pages(1, 2));
+    assert_eq!(again.as_ptr(), scene.x);
+    again.set_segment(&segment(pages(1, 3)), false);
 }
 
 /// It is handed out again to another mm, at the very same place, and goes
@@ -203,6 +207,12 @@ pub(crate) fn reads<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.x, 1);
 }
 
+/// A fault of the other mm at page 1, with a pointer from before the object
+/// was `a`'s.
+pub(crate) fn reads_from_b<S: Found>(scene: &Scene<S>) {
+    fault(&scene.b, scene.x, 1);
+}
+
 /// A fault at page 2.
 pub(crate) fn reads_page_2<S: Found>(scene: &Scene<S>) {
     fault(&scene.a, scene.x, 2);
@@ -236,6 +246,7 @@ macro_rules! reuse_models {
         #[test]
         fn reused_in_another_mm() {
             scene::<$scheme>(concat!($name, ": reuse in another mm"), OTHER_MM, &[emigrates, reads]);
+            scene::<$scheme>(concat!($name, ": reuse in the reader's mm"), OTHER_MM, &[emigrates, reads_from_b]);
         }
 
         #[test]
@@ -245,6 +256,33 @@ macro_rules! reuse_models {
             scene::<$scheme>(name, TWO_READERS, &[splits, reads_page_5, reads_y]);
         }
     };
+}
+
+/// A VMA is published before its section ends, and changed after that (as it
+/// must not be, but a `VmaWrite` is leave to do it): it is write-locked from
+/// the moment it can be found.
+pub(crate) fn published_write_locked<S: LockScheme>(name: &'static str, preemptions: Option<usize>) {
+    explore(name, preemptions, || {
+        crate::rcu::stats();
+        let mm = Arc::new(MmCore::<S>::new());
+        let _ = S::slab().stats();
+        let reader = {
+            let mm = mm.clone();
+            spawn(move || {
+                if let Ok(vma) = S::lock_vma_under_rcu(&mm, page(1)) {
+                    held(&mm, vma, 1);
+                }
+            })
+        };
+        let write = mm.mmap_write();
+        let mut vma = attach(&write, pages(1, 2));
+        let entry = Entry { range: pages(1, 2), ptr: vma.as_ptr() };
+        // SAFETY: the mmap lock is held for writing, and there are no snapshots.
+        unsafe { mm.tree.replace(pages(1, 2), &[entry]) };
+        vma.set_segment(&segment(pages(1, 3)), false);
+        drop(write);
+        join([reader]);
+    });
 }
 
 /// Those of any scheme with a lock in each VMA.
@@ -257,6 +295,11 @@ macro_rules! section_models {
             scene::<$scheme>(name, None, &[changes, reads_page_2]);
             // (A reader at a time: two of them have 120,000 schedules even with
             // two preemptions, and nothing to do with each other.)
+        }
+
+        #[test]
+        fn is_published_write_locked() {
+            published_write_locked::<$scheme>(concat!($name, ": published before the section ends"), Some(3));
         }
 
         #[test]

@@ -25,6 +25,7 @@ fn a_freed_object_waits_for_readers() {
         rcu::stats();
         let mm = Arc::new(MmCore::<Rcu>::new());
         replace(&mm, 1, true);
+        let found = mm.mmap_read().snapshot().lookup(page(1)).expect("mapped");
         let reader = {
             let mm = mm.clone();
             spawn(move || {
@@ -41,6 +42,10 @@ fn a_freed_object_waits_for_readers() {
         rcu::poll();
         replace(&mm, 2, true);
         join([reader]);
+        rcu::barrier();
+        let page_2 = mm.mmap_read().snapshot().lookup(page(2));
+        let again = page_2 == Some(found) || attach(&mm.mmap_write(), pages(3, 4)).as_ptr() == found;
+        assert!(again, "O4: an object that was freed does not come back");
     }
     explore("rcu: a freed object, a reader", Some(3), || model(true));
     explore("rcu: a freed object, a reader without a slot", Some(3), || model(false));
