@@ -134,7 +134,8 @@ fn entry(page: &mut String, race: &Race) {
     row(page, &["source", race.source]);
     row(page, &["check", race.check]);
     row(page, &["mutant", &format!("`{}`: without that check", race.mutant.name())]);
-    row(page, &["oracle", &format!("{}, {}", race.oracle, race.oracle.title())]);
+    let also: String = race.also.iter().map(|also| format!("; or {also}, {}", also.title())).collect();
+    row(page, &["oracle", &format!("{}, {}{also}", race.oracle, race.oracle.title())]);
     row(page, &["locks", &locks(race)]);
     row(page, &["executors", &executors(race)]);
     if let Some(knob) = race.knob {

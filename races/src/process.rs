@@ -67,9 +67,13 @@ impl Job {
 }
 
 impl Run {
-    /// Whether it is as it must be: a mutant caught, or no violation of the complete code.
+    /// Whether it is as it must be: a mutant caught by an oracle that its entry
+    /// foresees, or no violation of the complete code.
     pub fn passed(&self) -> bool {
-        self.job.mutant == self.outcome.violation.is_some()
+        match &self.outcome.violation {
+            Some(violation) => self.job.mutant && self.job.race.foresees(&violation.oracle),
+            None => !self.job.mutant,
+        }
     }
 }
 

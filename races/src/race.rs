@@ -163,6 +163,9 @@ pub struct Race {
     pub mutant: Mutant,
     /// What must notice.
     pub oracle: Oracle,
+    /// What may notice instead: in a model, or under another lock, the same
+    /// race may show otherwise.
+    pub also: &'static [Oracle],
     /// The schemes that have the check.
     pub locks: &'static [Lock],
     /// Who can show it.
@@ -192,6 +195,12 @@ impl Race {
             Some(point) => format!("{name}: runs until {} ({})", point.name(), point.place()),
             None => format!("{name}: runs on, to its end or until it must wait"),
         }
+    }
+
+    /// Whether the oracle of that name may notice the mutant. One that may not
+    /// has found something else.
+    pub fn foresees(&self, oracle: &str) -> bool {
+        self.oracle.name() == oracle || self.also.iter().any(|also| also.name() == oracle)
     }
 
     /// Whether the mutant can be told from the complete code under `lock`.

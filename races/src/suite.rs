@@ -69,7 +69,7 @@ impl fmt::Display for Run {
         write!(f, "{verdict:<5}{executor:<8} {:<name$} {lock:<9}{kind:<9}", race.name)?;
         write!(f, "{:>7} {:>8} in {:>8}  ", self.outcome.iterations, unit(executor), seconds(self.elapsed))?;
         match &self.outcome.violation {
-            Some(violation) if mutant && violation.oracle != race.oracle.name() => {
+            Some(violation) if mutant && !race.foresees(&violation.oracle) => {
                 write!(f, "caught by {}, not {}: {}", violation.oracle, race.oracle, violation.what)
             }
             Some(violation) if mutant => write!(f, "caught by {}", violation.oracle),

@@ -11,7 +11,7 @@
 //! | `--cfg loom` | loom's | every one within a bound, and every value that a weak ordering permits |
 //!
 //! The last two are *model builds*. There every static begins anew with each
-//! execution ([`statics!`]), sizes are small ([`MODEL`]), and memory that has
+//! execution (`statics!`), sizes are small ([`MODEL`]), and memory that has
 //! been given back is kept, so that a use after free is reported ([`track`]).
 //!
 //! [`plain`] holds atomics that no executor looks at: statistics, and fields

@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     check: "attach takes the lock exclusively and so waits for stale readers",
     mutant: Mutant::AttachDoesNotWait,
     oracle: Oracle::O3,
+    also: &[Oracle::O4],
     locks: &[Lock::TypeSafe],
     executors: &[Executor::Faults, Executor::Loom],
     depth: Depth::USUAL,

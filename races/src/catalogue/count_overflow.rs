@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     check: "a reader raises the count only below the limit",
     mutant: Mutant::NoCountLimit,
     oracle: Oracle::O3,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: &[Executor::Faults],
     depth: Depth::USUAL,

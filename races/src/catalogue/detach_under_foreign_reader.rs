@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     check: "detach drains the lock once more (typesafe), or waits for the count (refcount)",
     mutant: Mutant::DetachDoesNotDrain,
     oracle: Oracle::O3,
+    also: &[Oracle::O4],
     locks: Lock::REUSING,
     executors: &[Executor::Faults, Executor::Loom],
     depth: Depth { schedules: 20_000, preemptions: 3 },

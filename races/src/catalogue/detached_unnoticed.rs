@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "`detached` is read after locking",
     mutant: Mutant::NoDetachedCheck,
     oracle: Oracle::O3,
+    also: &[],
     locks: &[Lock::Rcu],
     executors: Executor::ALL,
     depth: Depth::USUAL,

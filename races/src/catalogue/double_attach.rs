@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     check: "two helpers: one attaches and stores a new VMA, by value; the other stores one that is attached",
     mutant: Mutant::AttachTwice,
     oracle: Oracle::O4,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
             Release",
     mutant: Mutant::DupCopiesLock,
     oracle: Oracle::O3,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
     depth: Depth { schedules: 100_000, preemptions: 2 },

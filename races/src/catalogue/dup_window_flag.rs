@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     check: "the lock is never copied: a new object stays detached while it is filled in, field by field",
     mutant: Mutant::DupCopiesLock,
     oracle: Oracle::O3,
+    also: &[],
     locks: &[Lock::TypeSafe],
     executors: Executor::ALL,
     depth: Depth { schedules: 100_000, preemptions: 2 },

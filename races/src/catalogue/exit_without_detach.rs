@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "exit detaches like everybody else, and waits for stale foreign readers",
     mutant: Mutant::ExitWithoutDetach,
     oracle: Oracle::O4,
+    also: &[],
     locks: Lock::REUSING,
     executors: Executor::ALL,
     depth: Depth::USUAL,

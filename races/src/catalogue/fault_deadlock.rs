@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
             again under the mmap lock",
     mutant: Mutant::FaultWaitsForMmapLock,
     oracle: Oracle::O5,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

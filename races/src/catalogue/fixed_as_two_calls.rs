@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     check: "MAP_FIXED replaces in one write section",
     mutant: Mutant::FixedAsTwoCalls,
     oracle: Oracle::O1,
+    also: &[],
     locks: Lock::ALL,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "the whole operation is one store of the tree's root",
     mutant: Mutant::ReplaceInTwoSteps,
     oracle: Oracle::O3,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

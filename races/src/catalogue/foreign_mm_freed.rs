@@ -18,6 +18,7 @@ pub static RACE: Race = Race {
     check: "the reader pins the foreign mm while it still holds the count, and drops the pin last",
     mutant: Mutant::ForeignMmNotPinned,
     oracle: Oracle::O6,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: &[Executor::Faults, Executor::Loom],
     depth: Depth { schedules: 20_000, preemptions: 3 },

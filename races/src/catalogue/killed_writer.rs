@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
     check: "the error path takes the flag back",
     mutant: Mutant::InterruptedWriterKeepsFlag,
     oracle: Oracle::O5,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "the lock is initialised by the slab constructor alone, once for each slot",
     mutant: Mutant::LockInitialisedAtReuse,
     oracle: Oracle::O4,
+    also: &[Oracle::O3, Oracle::O5],
     locks: &[Lock::TypeSafe],
     executors: Executor::ALL,
     depth: Depth { schedules: 150_000, preemptions: 2 },

@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "the word is read before the count; the futex compares it again as it puts the writer to sleep",
     mutant: Mutant::WakeWordReadLate,
     oracle: Oracle::O5,
+    also: &[],
     locks: &[Lock::RefCount],
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     check: "mprotect write-locks every VMA that it changes, before it changes anything",
     mutant: Mutant::ProtectWithoutVmaLock,
     oracle: Oracle::O3,
+    also: &[Oracle::O1],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "call_rcu(): a VMA is freed after a grace period",
     mutant: Mutant::FreeWithoutGracePeriod,
     oracle: Oracle::O2,
+    also: &[],
     locks: &[Lock::Rcu],
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
             locked",
     mutant: Mutant::NumberOfForeignMm,
     oracle: Oracle::O6,
+    also: &[],
     locks: Lock::REUSING,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
             sees the flag",
     mutant: Mutant::NumberResetAtFree,
     oracle: Oracle::O3,
+    also: &[],
     locks: &[Lock::TypeSafe],
     executors: &[Executor::Loom],
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     check: "after locking, `vma->vm_mm` is compared with the fault's own mm",
     mutant: Mutant::NoMmCheck,
     oracle: Oracle::O2,
+    also: &[],
     locks: Lock::REUSING,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "after locking, `vm_start` and `vm_end` are compared with the address",
     mutant: Mutant::NoRangeCheck,
     oracle: Oracle::O2,
+    also: &[],
     locks: Lock::REUSING,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
             (refcount)",
     mutant: Mutant::NoDetachedCheck,
     oracle: Oracle::O3,
+    also: &[],
     locks: Lock::REUSING,
     executors: Executor::ALL,
     depth: Depth::USUAL,

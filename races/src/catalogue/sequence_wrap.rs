@@ -19,6 +19,7 @@ pub static RACE: Race = Race {
     check: "equal numbers never excuse a writer from draining",
     mutant: Mutant::EqualNumbersSkipDrain,
     oracle: Oracle::O3,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: &[Executor::Faults],
     depth: Depth::USUAL,

@@ -14,6 +14,7 @@ pub static RACE: Race = Race {
     check: "`vm_start` and `vm_end` are compared after locking",
     mutant: Mutant::NoRangeCheck,
     oracle: Oracle::O2,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

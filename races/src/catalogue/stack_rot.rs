@@ -14,6 +14,7 @@ pub static RACE: Race = Race {
     check: "growth takes the mmap lock for writing: let go, lock, look again, extend, downgrade",
     mutant: Mutant::GrowthUnderReadLock,
     oracle: Oracle::O6,
+    also: &[Oracle::O3],
     locks: &[Lock::Mmap],
     executors: Executor::ALL,
     depth: Depth::USUAL,

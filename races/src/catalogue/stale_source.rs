@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "the VMA stays locked from the look-up until the page is installed",
     mutant: Mutant::InstallAfterUnlock,
     oracle: Oracle::O1,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -16,6 +16,7 @@ pub static RACE: Race = Race {
             found in",
     mutant: Mutant::TreePositionKept,
     oracle: Oracle::O6,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

@@ -17,6 +17,7 @@ pub static RACE: Race = Race {
     check: "the number is stored with Release and read with Acquire in the second comparison",
     mutant: Mutant::UnlockIsPlainStore,
     oracle: Oracle::O1,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: &[Executor::Loom],
     depth: Depth::USUAL,

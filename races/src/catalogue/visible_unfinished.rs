@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "a VMA is attached write-locked, finished, and stays locked until the mmap lock is released",
     mutant: Mutant::AttachUnlocked,
     oracle: Oracle::O1,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,

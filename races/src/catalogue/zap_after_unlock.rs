@@ -15,6 +15,7 @@ pub static RACE: Race = Race {
     check: "the mmap lock is kept, downgraded, until the pages are gone",
     mutant: Mutant::ZapAfterUnlock,
     oracle: Oracle::O1,
+    also: &[],
     locks: Lock::ALL,
     executors: Executor::ALL,
     depth: Depth::USUAL,

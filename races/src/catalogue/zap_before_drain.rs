@@ -14,6 +14,7 @@ pub static RACE: Race = Race {
     check: "write-lock and drain, detach, take out of the tree; only then remove pages",
     mutant: Mutant::ZapBeforeDrain,
     oracle: Oracle::O2,
+    also: &[],
     locks: Lock::PER_VMA,
     executors: Executor::ALL,
     depth: Depth::USUAL,
