@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::lock::models::*;
+use crate::mm::MmapWrite;
 use crate::models::{explore, join, spawn};
 use std::sync::Arc;
 
@@ -20,6 +21,27 @@ impl Found for RefCount {
 
 reuse_models!(RefCount, "refcount");
 section_models!(RefCount, "refcount");
+
+/// The object is write-locked in `b` under the very number that `a` has just
+/// now, and drained by a detach: `vm_mm` is compared before the numbers (I6), or
+/// the reader of `a` lets go of it as of an object of its own, and wakes nobody.
+fn number_of_a<'s>(scene: &'s Scene<RefCount>) {
+    let write = scene.a.mmap_write();
+    drop(lock(&write, scene.x).detach());
+    drop(write);
+    // Three sections each, and the third of both at once.
+    drop(scene.b.mmap_write());
+    let write = scene.b.mmap_write();
+    assert_eq!(attach(&write, pages(1, 2)).as_ptr(), scene.x);
+    drop(write);
+    let both: [MmapWrite<'s, RefCount>; 2] = [scene.a.mmap_write(), scene.b.mmap_write()];
+    drop(lock(&both[1], scene.x).detach());
+}
+
+#[test]
+fn foreign_numbers_mean_nothing() {
+    scene("refcount: equal numbers of two mms", Some(3), &[number_of_a, reads]);
+}
 
 /// A writer that is told to give up while it waits (R9): it ends, and leaves
 /// nothing behind that would keep readers out or in.
