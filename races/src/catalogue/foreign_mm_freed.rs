@@ -3,7 +3,6 @@
 use crate::race::{Actor, Depth, Executor, Lock, Race, Space, run, until};
 use crate::stage::RW;
 use vmalab::races::{Mutant, Oracle, Point};
-use vmalab::sync::aside;
 
 /// See the file's documentation.
 pub static RACE: Race = Race {
@@ -20,8 +19,8 @@ pub static RACE: Race = Race {
     oracle: Oracle::O6,
     also: &[],
     locks: &[Lock::RefCount],
-    executors: &[Executor::Faults, Executor::Loom],
-    depth: Depth { schedules: 20_000, preemptions: 3 },
+    executors: &[Executor::Faults],
+    depth: Depth::USUAL,
     knob: None,
     spaces: &[Space::Real, Space::Twin],
     set_up: |stage| {
@@ -39,11 +38,8 @@ pub static RACE: Race = Race {
             name: "mutator",
             does: "unmaps page 1 of A, maps page 1 of B, ends B",
             act: |stage| {
-                // (Not what is looked into: loom saves its preemptions for the rest.)
-                aside(|| {
-                    stage.mm(0).unmap(1, 1).unwrap();
-                    stage.mm(1).map(1, 1, RW).unwrap();
-                });
+                stage.mm(0).unmap(1, 1).unwrap();
+                stage.mm(1).map(1, 1, RW).unwrap();
                 stage.end(1);
             },
         },
