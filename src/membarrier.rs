@@ -1,45 +1,68 @@
 //! The pair of barriers that RCU rests on: a light one for readers, which is
 //! nothing but an order given to the compiler, and a heavy one for grace
 //! periods, which makes every running thread of the process execute a full
-//! fence (`membarrier(2)`). Where the kernel has none, and in model builds,
-//! both are full fences.
+//! fence (`membarrier(2)`). Where the kernel has none both are full fences.
 
-use crate::sync::{Ordering, compiler_fence, fence};
+use crate::sync::{Ordering, fence};
 
 /// Reader's half of the barrier pair: orders the word's store before the
 /// section's loads, as far as the heavy barrier needs.
 #[inline]
 pub(crate) fn light() {
     if asymmetric::is_set_up() {
-        compiler_fence(Ordering::SeqCst);
+        asymmetric::light();
     } else {
         fence(Ordering::SeqCst);
     }
 }
 
-/// Writer's half: a full fence on every running thread of the process.
+/// Writer's half: a full fence on every running thread of the process, and on
+/// this one.
 pub(crate) fn heavy() {
     asymmetric::set_up();
+    // SeqCst: pairs with the light barrier's. Acquire: pairs with the Release in
+    // `rcu::Domain::stamp`, read by who has just started a grace period.
     fence(Ordering::SeqCst);
-    asymmetric::fence_everybody();
+    asymmetric::heavy();
 }
 
-/// A model's threads fence by themselves.
+/// In a model: what `membarrier` promises, and no more. Of a light barrier and
+/// a heavy one either is first, and what comes before that one comes before
+/// everything behind the other.
 #[cfg(any(loom, shuttle))]
-mod asymmetric {
+pub(crate) mod asymmetric {
+    use crate::sync::{AtomicU32, Ordering, statics};
+
+    statics! {
+        static ORDER: AtomicU32 = AtomicU32::new(0);
+    }
+
+    std::thread_local! {
+        /// Whether this model has it. (A model's threads are one of the machine.)
+        pub(crate) static HERE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+
     pub(super) fn is_set_up() -> bool {
-        false
+        HERE.get()
     }
 
     pub(super) fn set_up() {}
 
-    pub(super) fn fence_everybody() {}
+    pub(super) fn light() {
+        ORDER.fetch_add(0, Ordering::AcqRel);
+    }
+
+    pub(super) fn heavy() {
+        if HERE.get() {
+            ORDER.fetch_add(0, Ordering::AcqRel);
+        }
+    }
 }
 
 /// `membarrier(2)`, where the kernel has it.
 #[cfg(not(any(loom, shuttle)))]
 mod asymmetric {
-    use crate::sync::{AtomicBool, Ordering};
+    use crate::sync::{AtomicBool, Ordering, compiler_fence};
     use std::sync::Once;
 
     const REGISTER: i32 = 1 << 4; // MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
@@ -71,7 +94,12 @@ mod asymmetric {
         });
     }
 
-    pub(super) fn fence_everybody() {
+    #[inline]
+    pub(super) fn light() {
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    pub(super) fn heavy() {
         if ASYMMETRIC.load(Ordering::Relaxed) {
             let result = membarrier(EXPEDITED);
             assert_eq!(result, 0, "membarrier failed after it was registered");

@@ -23,7 +23,7 @@ use std::time::Instant;
 ///
 /// A violation ends the process: a model's threads have small stacks, and
 /// unwinding them runs code that is in the middle of a protocol.
-pub(crate) fn explore(name: &'static str, preemptions: Option<usize>, body: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn explore(name: &str, preemptions: Option<usize>, body: impl Fn() + Send + Sync + 'static) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         std::panic::set_hook(Box::new(|info| {

@@ -180,8 +180,8 @@ impl Domain {
         let word = &slot.rcu.word[self.index];
         let old = word.load(Ordering::Relaxed);
         if old & NEST_MASK == 0 {
-            // Acquire: pairs with the AcqRel in `start`: a section that carries
-            // number n sees what was unlinked before n started.
+            // Acquire: pairs with the Release in `stamp`: a section that carries
+            // number n sees what was stamped before n started.
             let number = self.started.load(Ordering::Acquire);
             // A signal handler that enters and leaves between the load above
             // and this store leaves the word as it was; the number stored here
@@ -205,10 +205,10 @@ impl Domain {
     fn enter_shared(&self) -> &AtomicU64 {
         // Relaxed: either counter is right, see the module's documentation.
         let counter = &self.shared[self.phase.load(Ordering::Relaxed) as usize & 1];
-        // SeqCst: pairs with the SeqCst addition of 0 in `advance`. If ours is
+        // Acquire: pairs with the AcqRel addition of 0 in `advance`. If ours is
         // the later one it reads from that one's release sequence and sees what
         // was unlinked before; if the earlier, the grace period sees it.
-        counter.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::Acquire);
         counter
     }
 
@@ -217,9 +217,9 @@ impl Domain {
         if progress.target != 0 {
             return;
         }
-        // AcqRel: Release pairs with the Acquire in `enter`; everything unlinked
-        // by mutators whose stamps we saw happens before.
-        let target = self.started.fetch_add(1, Ordering::AcqRel) + 1;
+        // Relaxed: this continues the release sequence of the stamps before it,
+        // which `enter` acquires from, and the heavy barrier acquires from them.
+        let target = self.started.fetch_add(1, Ordering::Relaxed) + 1;
         membarrier::heavy();
         *progress = Progress { target, slots_seen: 0, flips: 0, drained: true };
     }
@@ -241,9 +241,10 @@ impl Domain {
         loop {
             if !progress.drained {
                 let old = (self.phase.load(Ordering::Relaxed) & 1) ^ 1;
-                // SeqCst, and an addition of 0 rather than a load: pairs with
-                // the addition in `enter_shared`.
-                progress.drained = self.shared[old as usize].fetch_add(0, Ordering::SeqCst) == 0;
+                // AcqRel, and an addition of 0 rather than a load: Release pairs
+                // with the Acquire in `enter_shared`, Acquire with the Release in
+                // `ReadGuard::drop`.
+                progress.drained = self.shared[old as usize].fetch_add(0, Ordering::AcqRel) == 0;
                 if !progress.drained {
                     return false;
                 }
@@ -251,7 +252,9 @@ impl Domain {
             if progress.flips == 2 {
                 break;
             }
-            self.phase.fetch_add(1, Ordering::SeqCst);
+            // Relaxed: it only keeps new sections away from the counter that is
+            // waited for; both are seen at zero, whichever they choose.
+            self.phase.fetch_add(1, Ordering::Relaxed);
             progress.flips += 1;
             progress.drained = false;
         }
@@ -271,11 +274,11 @@ impl Domain {
     /// The stamp for an object unlinked before this call: it may be freed when
     /// [`is_over`](Domain::is_over) says so.
     pub fn stamp(&self) -> u64 {
-        // AcqRel, and an addition of 0 rather than a load: Release puts the
-        // unlinking store before the grace period that follows in this
-        // variable's order, whichever thread starts it (pairs with the AcqRel
-        // in `start`).
-        self.started.fetch_add(0, Ordering::AcqRel) + 1
+        // Release, and an addition of 0 rather than a load: puts the unlinking
+        // store before the grace period that follows in this variable's order,
+        // whichever thread starts it. Pairs with the fence in
+        // `membarrier::heavy`, and with the Acquire in `enter`.
+        self.started.fetch_add(0, Ordering::Release) + 1
     }
 
     /// Whether a grace period has passed since the stamp was taken.

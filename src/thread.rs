@@ -96,9 +96,9 @@ pub(crate) fn shared() -> &'static Slot {
 
 /// Every slot that a thread has ever owned, and the shared one.
 pub(crate) fn all() -> impl Iterator<Item = &'static Slot> {
-    // SeqCst: pairs with the SeqCst in `announce`. A grace period that misses a
-    // slot here took place before its owner's first read section.
-    TABLE[..HIGH_WATER.load(Ordering::SeqCst)].iter().chain(std::iter::once(shared()))
+    // Relaxed: a grace period that misses a slot here has issued its heavy barrier
+    // before the light one of the owner's first read section.
+    TABLE[..HIGH_WATER.load(Ordering::Relaxed)].iter().chain(std::iter::once(shared()))
 }
 
 /// Gives the calling thread a slot of its own, so that its faults and
@@ -121,8 +121,8 @@ fn take_slot() -> bool {
         if !slot.taken.load(Ordering::Relaxed)
             && slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
         {
-            // SeqCst: pairs with `all`. Before this thread's first read section.
-            HIGH_WATER.fetch_max(i + 1, Ordering::SeqCst);
+            // Relaxed, as in `all`. Before this thread's first read section.
+            HIGH_WATER.fetch_max(i + 1, Ordering::Relaxed);
             // No destructor can be registered any more while thread-locals are
             // being torn down: give the slot back and stay unannounced.
             if LEASE.try_with(|lease| lease.0.set(slot)).is_err() {

@@ -3,9 +3,10 @@
 //! every reading that is not certain to come before the reclaiming.
 //!
 //! Readers load the pointer Relaxed: all that protects them is the section.
-//! Needed are the pair of fences, `enter` Release and Acquire, `ReadGuard`'s
-//! Release, both halves of AcqRel in `start` and Release in `stamp`, and the
-//! Release and Acquire of `completed`.
+//! Needed are the pair of barriers, `enter` Release and Acquire, `ReadGuard`'s
+//! Release, Release in `stamp`, the Release and Acquire of `completed`, and those
+//! of the shared counters. Each runs twice: with full fences, and with what
+//! `membarrier` promises in their place.
 
 use super::*;
 use crate::models::{Plain, explore, join, spawn};
@@ -87,6 +88,15 @@ fn drop_after_look(world: &World) {
     look(world, 0);
 }
 
+/// Two sections, and one inside the second: a grace period may see nothing but
+/// that one begin.
+fn reads_then_nests(world: &World) {
+    thread::announce();
+    drop_after_look(world);
+    let _outer = read();
+    drop(read());
+}
+
 /// A section inside another that ends first.
 fn reads_nested(world: &World) {
     thread::announce();
@@ -137,7 +147,18 @@ fn synchronizes_twice(world: &World) {
 }
 
 fn run(name: &'static str, preemptions: Option<usize>, actors: &'static [Actor]) {
+    let barriers = [(false, ""), (true, ", membarrier")];
+    for (here, with) in barriers {
+        membarrier::asymmetric::HERE.set(here);
+        run_once(&format!("{name}{with}"), preemptions, actors);
+    }
+    membarrier::asymmetric::HERE.set(false);
+}
+
+fn run_once(name: &str, preemptions: Option<usize>, actors: &'static [Actor]) {
     explore(name, preemptions, move || {
+        // Main keeps its slot: one that passes on orders its two owners.
+        thread::announce();
         // Statics are made by main: a model's carry an ordering from whoever
         // makes them to whoever uses them.
         stats();
@@ -173,6 +194,7 @@ fn synchronize_waits_for_a_reader() {
 #[test]
 fn sections_in_a_row_and_in_each_other() {
     run("rcu: synchronize, two sections", None, &[synchronizes, reads_twice]);
+    run("rcu: synchronize, a section in the second", Some(3), &[synchronizes, reads_then_nests]);
     run("rcu: synchronize, a section that outlives its outer one", None, &[synchronizes, reads_nested]);
     run("rcu: synchronize, a section around another", None, &[synchronizes, reads_around]);
 }
