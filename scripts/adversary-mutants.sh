@@ -34,10 +34,13 @@ while read -r mutant locks workload; do
     status=0
     started=$(now_ms)
     # shellcheck disable=SC2086 # words of options
-    said=$("$VMALAB" stress $workload --lock "$lock" --mutant "$mutant" --adversary --verify --seed "${SEED:-1}" \
+    said=$(timeout $((seconds + 60)) "$VMALAB" stress $workload --lock "$lock" --mutant "$mutant" --adversary --verify --seed "${SEED:-1}" \
       --warmup 0 --duration "$seconds" 2>&1 >/dev/null) || status=$?
     took=$(($(now_ms) - started))
-    if ((status == 0)); then missed=1 said="not caught"; fi
+    case $status in
+      0) missed=1 said="not caught" ;;
+      124) said="error: does not end (O5)" ;;
+    esac
     printf '%-22s %-9s %-12s %6d.%02d s  %s\n' "$mutant" "$lock" "${workload%% *}" $((took / 1000)) $((took % 1000 / 10)) \
       "$(head -n 1 <<<"$said" | cut -c 1-110)"
   done

@@ -94,7 +94,7 @@ fn drive_as<T: Target, W: Workload>(
     let (began, measured) = if shared.phase() == Phase::WarmUp {
         watch.start(Stage::WarmUp);
         crew.gate.wait(|| true);
-        crew.watch_until(Some(shared.plan.warmup), &mut watch);
+        crew.watch_until(Some(shared.plan.warmup), &mut watch, patience);
         watch.start(Stage::Measure);
         (shared.clock.raw(), shared.begin_measuring())
     } else {
@@ -103,10 +103,11 @@ fn drive_as<T: Target, W: Workload>(
         crew.gate.wait(|| true);
         (began, true)
     };
-    let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch);
+    let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch, patience);
     shared.stop();
 
-    let missing = crew.collect(patience);
+    // Whoever did not move for so long will hardly do so now.
+    let missing = crew.collect(if watch.stalled { patience / 6 } else { patience });
     let counters = Snapshot::take().since(&watch.before);
     let rcu_after = rcu::stats();
     control.enter(Stage::TearDown);
@@ -179,9 +180,14 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Until `limit` is over, the run stops by itself, or the control stops it
-    /// (then `true`).
-    fn watch_until<T: Target>(&mut self, limit: Option<Duration>, watch: &mut Watch<'_, T>) -> bool {
+    /// Until `limit` is over, the run stops by itself, nobody moves any more
+    /// for a third of `patience`, or the control stops it (then `true`).
+    fn watch_until<T: Target>(
+        &mut self,
+        limit: Option<Duration>,
+        watch: &mut Watch<'_, T>,
+        patience: Duration,
+    ) -> bool {
         let began = Instant::now();
         while watch.shared.phase() != Phase::Stop {
             if watch.control.stopped() {
@@ -195,6 +201,9 @@ impl Crew {
                 self.finished.push(finished);
             }
             watch.look();
+            if watch.stalls(patience / 3) {
+                return false;
+            }
         }
         false
     }
@@ -329,6 +338,10 @@ struct Watch<'a, T> {
     ops_before: u64,
     latencies: Vec<u64>,
     next: Instant,
+    /// All that has been done, and since when it has been no more than that.
+    moved: (u64, Instant),
+    /// Nobody has moved for too long.
+    stalled: bool,
 }
 
 impl<'a, T: Target> Watch<'a, T> {
@@ -342,7 +355,22 @@ impl<'a, T: Target> Watch<'a, T> {
             ops_before: 0,
             latencies: vec![0; BUCKETS],
             next: Instant::now(),
+            moved: (0, Instant::now()),
+            stalled: false,
         }
+    }
+
+    /// Whether no thread has done anything for `patience`: a deadlock (O5)
+    /// should not take the rest of a long run.
+    fn stalls(&mut self, patience: Duration) -> bool {
+        let relaxed = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let done = self.sum(|live| relaxed(&live.ops) + relaxed(&live.first_touches) + relaxed(&live.checked));
+        if done != self.moved.0 {
+            self.moved = (done, Instant::now());
+        }
+        // Before the first step threads may take their time.
+        self.stalled = done > 0 && self.moved.1.elapsed() > patience;
+        self.stalled
     }
 
     fn sum(&self, of: impl Fn(&crate::measure::Live) -> u64) -> u64 {

@@ -164,6 +164,12 @@ fn a_panic_an_error_and_a_hang_end_the_run() {
     let driven = drive(find("local").unwrap(), fakes, hang, &Control::new(), Duration::from_millis(300)).unwrap();
     assert_eq!(driven.violations[0].oracle, "O5");
     assert!(driven.violations[0].message.contains("fault-0"), "{}", driven.violations[0].message);
+    // All of them: the run does not wait for its time to be over.
+    let long = Plan { duration: Some(Duration::from_secs(600)), ops: None, ..plan("local", false) };
+    let (began, fakes) = (std::time::Instant::now(), vec![Fake::new(1 << 30, Some(Bug::Hang))]);
+    let driven = drive(find("local").unwrap(), fakes, long, &Control::new(), Duration::from_secs(3)).unwrap();
+    assert_eq!(driven.violations[0].oracle, "O5");
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
