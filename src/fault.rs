@@ -167,7 +167,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         Step::Finished(match done {
             // Again: the access is repeated, and so is the fault if need be.
             Ok(()) | Err(MmuError::Again) => Outcome::Done,
-            Err(MmuError::NoMemory) => Outcome::Signal(Signal::Bus),
+            Err(MmuError::NoMemory | MmuError::BeyondEnd) => Outcome::Signal(Signal::Bus),
             Err(MmuError::Gone) => Outcome::Signal(Signal::MapErr),
         })
     }

@@ -73,6 +73,7 @@
 
 pub mod addr;
 pub mod fault;
+pub mod file;
 pub mod lock;
 mod membarrier;
 pub mod mm;

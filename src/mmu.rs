@@ -5,15 +5,31 @@
 //! real page tables, and [`SoftMmu`](soft::SoftMmu), an array of page states
 //! for model checkers, tests and lock benchmarks without the price of a fault.
 //!
-//! Locking: `install`, `unhide` and `allow_write` are called from the fault
-//! path, with the VMA read-locked (or the mmap lock held), must be
-//! async-signal-safe and may run concurrently, also for the same page. `zap`
-//! and `protect` are called by mutators, which by then have drained every
-//! fault from the range (invariant I10).
+//! Locking: `install`, `install_file`, `unhide`, `allow_write`,
+//! `allow_write_file` and `is_guarded` are called from the fault path, with the
+//! VMA read-locked (or the mmap lock held), must be async-signal-safe and may
+//! run concurrently, also for the same page. The others are called by
+//! mutators, which by then have drained every fault from the range (invariant
+//! I10) and keep faults out of it; but while `sync_file`, `forget_file`,
+//! `presence` and `first_guarded` run, faults may.
+//!
+//! What a page is to an `Mmu`:
+//!
+//! | state | an access finds | from |
+//! |---|---|---|
+//! | absent | a missing page | `zap`, `discard` |
+//! | present | memory, writable or protected | `install`, `install_file` |
+//! | hidden | a missing page; contents are kept | `protect(.., None)`, `move_range`, `fork_range` |
+//! | guarded | a missing page, and the fault path a signal | `guard` |
+//!
+//! A hidden or guarded page counts as populated like a present one, and comes
+//! along with `move_range`.
 
 pub mod soft;
 
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use crate::file::{FilePage, Store};
+use nix::errno::Errno;
 
 /// The contents of one page.
 #[repr(C, align(4096))]
@@ -63,6 +79,8 @@ pub enum MmuError {
     Again,
     /// The address space is gone (ESRCH, ENOENT).
     Gone,
+    /// The page lies beyond the end of its file, or the file cannot be read.
+    BeyondEnd,
 }
 
 /// One checked access of [`Mmu::access`].
@@ -109,22 +127,78 @@ pub trait Mmu: Send + Sync + 'static {
         for_write: bool,
     ) -> Result<Installed, MmuError>;
 
-    /// Brings `page` back if its contents were hidden by `protect(.., None)`.
+    /// Makes `page` present with a page of a file, if it is not present.
+    ///
+    /// `shared`: the page becomes the one place where `file` is mapped
+    /// (`crate::file`), and stores to it go to the file; if it is `writable`
+    /// but not `for_write`, the first store must still fault (`allow_write`
+    /// then notes that the store is behind). Not `shared`: `for_write` makes a
+    /// copy of the page that belongs to the mapping (anonymous from then on);
+    /// otherwise as if shared, and never writable.
+    ///
+    /// # Errors
+    /// [`MmuError`]; [`BeyondEnd`](MmuError::BeyondEnd) earns SIGBUS.
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError>;
+
+    /// Brings `page` back if its contents were hidden: by `protect(.., None)`,
+    /// or because they were moved or inherited under protection.
     /// `Ok(false)`: nothing is hidden there.
     ///
     /// # Errors
     /// [`MmuError`]; contents are not lost.
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError>;
 
-    /// Permits stores to `page`, if it is present and write-protected.
+    /// Permits stores to `page`, if it is present and write-protected. If its
+    /// contents are shared with a forked address space, that one keeps them
+    /// (copy-on-write).
     ///
     /// # Errors
-    /// [`MmuError::Again`], [`MmuError::Gone`].
+    /// [`MmuError::Again`], [`MmuError::NoMemory`], [`MmuError::Gone`].
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError>;
 
-    /// Removes every page of `range`, hidden ones too. When it returns no
-    /// thread can still reach the old contents.
+    /// The same for a page of a file. `shared`: notes that the store is behind.
+    /// Not `shared`: a page that is still the file's becomes a copy that
+    /// belongs to the mapping.
+    ///
+    /// # Errors
+    /// As `allow_write`.
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError>;
+
+    /// Removes every page of `range`, hidden and guarded ones too. When it
+    /// returns no thread can still reach the old contents. Pages of files must
+    /// have been released.
     fn zap(&self, range: PageRange);
+
+    /// Like `zap`, but guards stay (MADV_DONTNEED).
+    fn discard(&self, range: PageRange);
+
+    /// Takes a file's pages out of `range`, which maps the file from
+    /// `file.index` on: written back where the store is behind, then absent.
+    /// Pages of `range` that are not the file's (copies) stay.
+    fn release_file(&self, range: PageRange, file: FilePage<'_>);
+
+    /// Writes back what the store is behind of in `range` (`msync`); pages stay.
+    ///
+    /// # Errors
+    /// The store's.
+    fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno>;
+
+    /// Takes `pages` pages of the file out of every mapping, wherever it is,
+    /// and drops what they hold (before a hole is punched).
+    fn forget_file(&self, file: FilePage<'_>, pages: u64);
+
+    /// Memory for a shared anonymous mapping of `bytes` bytes (`shmem_zero_setup`).
+    ///
+    /// # Errors
+    /// The host's.
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno>;
 
     /// Changes what `range`'s pages permit. [`PageAccess::None`] hides
     /// contents; they come back through [`unhide`](Mmu::unhide), page by page.
@@ -134,6 +208,50 @@ pub trait Mmu: Send + Sync + 'static {
     /// [`MmuError::NoMemory`]: every page still permits at most what it
     /// permitted, and nothing is lost.
     fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError>;
+
+    /// Moves everything in `from` to `to`, which holds nothing and does not
+    /// overlap it: present, hidden and guarded pages (`move_page_tables`).
+    /// `access`: what the pages permit from then on. If it is not
+    /// [`ReadWrite`](PageAccess::ReadWrite) no store may pass at `to`, not for
+    /// a moment; contents may be hidden there.
+    ///
+    /// # Errors
+    /// [`MmuError`]: everything is back in `from`.
+    fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError>;
+
+    /// Lets `child` inherit everything in `range`, at `to`: contents are shared
+    /// until one of the two is stored to, guards are copied
+    /// (`copy_page_range`). Nobody uses `child` yet.
+    ///
+    /// # Errors
+    /// [`MmuError::NoMemory`]; `child` is then dropped.
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError>
+    where
+        Self: Sized;
+
+    /// Calls `run` with each stretch of populated pages in `range`, ascending:
+    /// present or hidden, not guarded.
+    fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange));
+
+    /// Removes what is in `range` and marks every page of it (MADV_GUARD_INSTALL).
+    fn guard(&self, range: PageRange);
+
+    /// Takes the marks away (MADV_GUARD_REMOVE); pages stay.
+    fn unguard(&self, range: PageRange);
+
+    /// Whether `page` is guarded.
+    fn is_guarded(&self, page: VirtAddr) -> bool;
+
+    /// A guarded page in `range`, if there is one.
+    fn first_guarded(&self, range: PageRange) -> Option<VirtAddr>;
+
+    /// Contents of `range` may be dropped by the next `reclaim` unless they are
+    /// stored to before (MADV_FREE). The fault path is told of the store, by
+    /// `allow_write`.
+    fn lazy_free(&self, range: PageRange);
+
+    /// Drops what was freed lazily in `range` (MADV_PAGEOUT).
+    fn reclaim(&self, range: PageRange);
 
     /// Loads or stores bytes as the program would, reporting instead of
     /// raising a signal.

@@ -29,6 +29,7 @@ use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
 use vmalab::stats::{self, Counter};
 
@@ -378,6 +379,70 @@ impl Mmu for UffdMmu {
             (_, PageAccess::Read) => self.set_protection(range, true),
             (_, PageAccess::ReadWrite) => self.set_protection(range, false),
         }
+    }
+
+    fn install_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool, _: bool, _: bool) -> Result<Installed, MmuError> {
+        todo!()
+    }
+
+    fn allow_write_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool) -> Result<(), MmuError> {
+        todo!()
+    }
+
+    fn discard(&self, range: PageRange) {
+        self.zap(range);
+    }
+
+    fn release_file(&self, _: PageRange, _: FilePage<'_>) {
+        todo!()
+    }
+
+    fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
+        todo!()
+    }
+
+    fn forget_file(&self, _: FilePage<'_>, _: u64) {
+        todo!()
+    }
+
+    fn shmem(&self, _: u64) -> Result<Box<dyn Store>, Errno> {
+        todo!()
+    }
+
+    fn move_range(&self, _: PageRange, _: VirtAddr, _: PageAccess) -> Result<(), MmuError> {
+        todo!()
+    }
+
+    fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
+        todo!()
+    }
+
+    fn presence(&self, _: PageRange, _: &mut dyn FnMut(PageRange)) {
+        todo!()
+    }
+
+    fn guard(&self, _: PageRange) {
+        todo!()
+    }
+
+    fn unguard(&self, _: PageRange) {
+        todo!()
+    }
+
+    fn is_guarded(&self, _: VirtAddr) -> bool {
+        false
+    }
+
+    fn first_guarded(&self, _: PageRange) -> Option<VirtAddr> {
+        None
+    }
+
+    fn lazy_free(&self, _: PageRange) {
+        todo!()
+    }
+
+    fn reclaim(&self, _: PageRange) {
+        todo!()
     }
 
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {

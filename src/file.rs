@@ -1,0 +1,241 @@
+//! Files that mappings map (`struct file`, `struct address_space`).
+//!
+//! The core knows of a file what merging, permissions and faults need. Bytes
+//! come from a [`Store`]: a descriptor of the host (crate
+//! `vmalab-fault-handler`), or memory ([`MemoryStore`]).
+//!
+//! # Where a page of a file is
+//!
+//! A page of a region is anonymous memory of the host, so two mappings cannot
+//! show the same page. They are kept coherent all the same: a page of a file
+//! that is mapped, by whatever number of mappings in whatever address space,
+//! is present in **at most one** of them, its *owner*. A fault in another
+//! mapping takes the page away from there. The owner of each page, whether
+//! the store is behind, and the lock under which both change are one word of
+//! [`Inode::slots`]; the [`Mmu`](crate::mmu::Mmu) does the rest.
+
+use crate::addr::PAGE_SIZE;
+use crate::sync::plain::AtomicU64;
+use nix::errno::Errno;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where the bytes of a file are. [`read_at`](Store::read_at),
+/// [`write_at`](Store::write_at) and [`bytes`](Store::bytes) are called on the
+/// fault path: they must be async-signal-safe.
+pub trait Store: Send + Sync + 'static {
+    /// Length of the file, in bytes.
+    fn bytes(&self) -> u64;
+
+    /// Fills `buf` from byte `offset` on; what lies beyond the end is zero.
+    ///
+    /// # Errors
+    /// The host's.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes `bytes` at `offset`; never beyond the end: what lies there is dropped.
+    ///
+    /// # Errors
+    /// The host's.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Makes bytes zero and gives their memory back (`fallocate` PUNCH_HOLE).
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: not this file.
+    fn punch(&self, offset: u64, len: u64) -> Result<(), Errno>;
+
+    /// Waits until bytes are stored for good (`fdatasync`).
+    ///
+    /// # Errors
+    /// The host's.
+    fn sync(&self) -> Result<(), Errno>;
+}
+
+/// A file's contents (`struct address_space`): the store, and where each page
+/// is present.
+pub struct Inode {
+    store: Box<dyn Store>,
+    /// One word a page; for the `Mmu`, see the module's documentation.
+    slots: Box<[AtomicU64]>,
+}
+
+impl Inode {
+    /// A file of at most `bytes_max` bytes that can be mapped (8 bytes of
+    /// memory for each page of them).
+    pub fn new(store: Box<dyn Store>, bytes_max: u64) -> Arc<Inode> {
+        let pages = usize::try_from(bytes_max.div_ceil(PAGE_SIZE as u64)).expect("a file that fits the address space");
+        Arc::new(Inode { store, slots: (0..pages).map(|_| AtomicU64::new(0)).collect() })
+    }
+
+    /// The bytes.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Pages that can be mapped.
+    pub fn pages_max(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// The word of page `index`; its meaning is the `Mmu`'s.
+    ///
+    /// # Panics
+    /// If the page cannot be mapped.
+    pub fn slot(&self, index: u64) -> &AtomicU64 {
+        &self.slots[index as usize]
+    }
+}
+
+impl fmt::Debug for Inode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inode").field("bytes", &self.store.bytes()).finish_non_exhaustive()
+    }
+}
+
+/// An open file (`struct file`). Mappings of one `File` may merge, those of
+/// two may not, even of the same [`Inode`].
+#[derive(Debug)]
+pub struct File {
+    inode: Arc<Inode>,
+    readable: bool,
+    writable: bool,
+}
+
+impl File {
+    /// Opens `inode` for reading, writing, or both.
+    pub fn open(inode: Arc<Inode>, readable: bool, writable: bool) -> Arc<File> {
+        Arc::new(File { inode, readable, writable })
+    }
+
+    /// The contents.
+    pub fn inode(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+
+    /// Opened for reading (FMODE_READ).
+    pub fn readable(&self) -> bool {
+        self.readable
+    }
+
+    /// Opened for writing (FMODE_WRITE).
+    pub fn writable(&self) -> bool {
+        self.writable
+    }
+}
+
+/// A file, by identity. Does not keep it: a VMA object does, or the caller of
+/// an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileRef(NonNull<File>);
+
+// SAFETY: an address; to dereference it is unsafe.
+unsafe impl Send for FileRef {}
+// SAFETY: as above.
+unsafe impl Sync for FileRef {}
+
+impl fmt::Debug for FileRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file {:p}", self.0)
+    }
+}
+
+impl FileRef {
+    /// The identity of `file`.
+    pub fn of(file: &Arc<File>) -> FileRef {
+        FileRef(NonNull::from(&**file))
+    }
+
+    pub(crate) fn from_raw(raw: *mut File) -> Option<FileRef> {
+        NonNull::new(raw).map(FileRef)
+    }
+
+    pub(crate) fn as_ptr(self) -> *mut File {
+        self.0.as_ptr()
+    }
+
+    /// The file.
+    ///
+    /// # Safety
+    /// It is kept during `'f`: by a VMA that is attached or ours, or by the caller.
+    pub unsafe fn get<'f>(self) -> &'f File {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Keeps the file: one more reference.
+    ///
+    /// # Safety
+    /// It is kept by somebody now.
+    pub(crate) unsafe fn keep(self) {
+        // SAFETY: from an Arc that lives, by the caller's promise.
+        unsafe { Arc::increment_strong_count(self.0.as_ptr()) };
+    }
+
+    /// Gives a reference back.
+    ///
+    /// # Safety
+    /// It is the caller's, from [`keep`](FileRef::keep). Not on the fault path.
+    pub(crate) unsafe fn release(self) {
+        // SAFETY: the caller's promise.
+        unsafe { Arc::decrement_strong_count(self.0.as_ptr()) };
+    }
+}
+
+/// A page of a file, for the [`Mmu`](crate::mmu::Mmu).
+#[derive(Clone, Copy, Debug)]
+pub struct FilePage<'f> {
+    /// The file's contents.
+    pub inode: &'f Inode,
+    /// The page's number in the file.
+    pub index: u64,
+}
+
+/// A file in memory: for the software `Mmu`'s shared anonymous mappings, and for tests.
+pub struct MemoryStore {
+    words: Box<[AtomicU64]>,
+    bytes: u64,
+}
+
+impl MemoryStore {
+    /// `bytes` zeros.
+    pub fn new(bytes: u64) -> MemoryStore {
+        MemoryStore { words: (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect(), bytes }
+    }
+}
+
+impl Store for MemoryStore {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        for (at, byte) in (offset..).zip(buf) {
+            let word = self.words.get((at / 8) as usize).filter(|_| at < self.bytes);
+            *byte = word.map_or(0, |word| word.load(Ordering::Relaxed).to_ne_bytes()[(at % 8) as usize]);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        for (at, &byte) in (offset..self.bytes).zip(bytes) {
+            let merge = |word: u64| {
+                let mut word = word.to_ne_bytes();
+                word[(at % 8) as usize] = byte;
+                Some(u64::from_ne_bytes(word))
+            };
+            let _ = self.words[(at / 8) as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, merge);
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        (offset..offset.saturating_add(len).min(self.bytes)).try_for_each(|at| self.write_at(at, &[0]))
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
