@@ -104,8 +104,15 @@ pub const EXCLUSIONS: &[(&str, &str)] = &[
         "there the host has other mappings, vmalab the end of user space; the end of user space is tried by addresses \
          relative to it, with calls that fail",
     ),
+    (
+        "mmap with MAP_FIXED in the last page of all addresses",
+        "the host takes the address for an errno and returns that",
+    ),
     ("hints below the window", "vmalab raises them to the region's start, the host to vm.mmap_min_addr"),
-    ("the break in the window's last page", "the host wants a page free before the next mapping; the region has an end"),
+    (
+        "the break in the window's last page",
+        "the host wants a page free before the next mapping; the region has an end",
+    ),
     (
         "mlockall(MCL_CURRENT) without CAP_IPC_LOCK",
         "the mappings that fill the host's address space are over any limit; tried with CAP_IPC_LOCK",

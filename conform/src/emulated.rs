@@ -23,6 +23,9 @@ pub fn supports(op: &Op) -> bool {
     const GROWSDOWN: u32 = 0x100;
     const LOCKED: u32 = 0x2000;
     const HUGETLB: u32 = 0x4_0000;
+    if known(op) {
+        return false;
+    }
     match *op {
         Op::Mmap { flags, file, .. } => {
             let anonymous = flags & ANONYMOUS != 0 || file == Slot::NoFile;
@@ -30,6 +33,22 @@ pub fn supports(op: &Op) -> bool {
         }
         Op::Munmap { .. } | Op::Mprotect { .. } => true,
         Op::Load { .. } | Op::LoadByte { .. } | Op::Store { .. } | Op::StoreByte { .. } => true,
+        _ => false,
+    }
+}
+
+/// Divergences that are known and wait for the core; each is left out of random
+/// sequences so that it does not hide others, and goes when it is mended.
+pub const KNOWN: &[(&str, &str)] = &[
+    ("MAP_POPULATE with MAP_NONBLOCK", "DIVERGES: the host then populates nothing"),
+    ("MAP_SYNC on private mappings", "DIVERGES: sets VM_SYNC on the host, so no merge with others"),
+];
+
+fn known(op: &Op) -> bool {
+    const SYNC: u32 = 0x8_0000;
+    const POPULATE_NONBLOCK: u32 = 0x1_8000;
+    match *op {
+        Op::Mmap { flags, .. } => flags & SYNC != 0 || flags & POPULATE_NONBLOCK == POPULATE_NONBLOCK,
         _ => false,
     }
 }
@@ -177,8 +196,6 @@ impl<S: LockScheme> Here<S> {
         at.resolve(self.window, self.window + self.pages * PAGE)
     }
 
-    /// A length that no user address space has must be none here either. (The
-    /// region ends elsewhere than the host's.)
     fn call(&mut self, op: &Op) -> Answer {
         let window = self.window;
         let plain = |result: Result<(), Errno>| result.map_or_else(failed, |()| Answer::Value(0));
@@ -189,6 +206,8 @@ impl<S: LockScheme> Here<S> {
             result.map_or_else(|bad| Answer::Signal(signal(bad)), Answer::Value)
         };
         match *op {
+            // What the system call itself checks (`ksys_mmap_pgoff`): vmalab's call has no offset.
+            Op::Mmap { offset, .. } if !offset.is_multiple_of(PAGE as u64) => failed(Errno::EINVAL),
             Op::Mmap { addr, len, prot, flags, .. } => {
                 let (prot, mut flags) = (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
                 if self.sabotage == Some(Sabotage::NoMerge) && flags.contains(MapFlags::FIXED) {

@@ -92,8 +92,15 @@ impl Generator {
         for (call, weight) in &mut weights {
             let keep = matches!(call, Call::Mmap | Call::Store) || self.rng.random_ratio(3, 4);
             let loud = self.rng.random_ratio(1, 8);
-            *weight = if !keep { 0 } else if loud { *weight * 4 } else { *weight };
-            if place == Place::Privileged && matches!(call, Call::Mlock | Call::Mlock2 | Call::Munlock | Call::Mlockall) {
+            *weight = if !keep {
+                0
+            } else if loud {
+                *weight * 4
+            } else {
+                *weight
+            };
+            if place == Place::Privileged && matches!(call, Call::Mlock | Call::Mlock2 | Call::Munlock | Call::Mlockall)
+            {
                 *weight = *weight * 3 + 5;
             }
         }
@@ -219,7 +226,18 @@ impl Maker<'_> {
     fn outside(&mut self) -> (At, usize) {
         let len = *pick(
             self.rng,
-            &[0, 1, PAGE, 2 * PAGE, 1 << 47, 1 << 62, usize::MAX - PAGE, usize::MAX - PAGE + 1, usize::MAX, usize::MAX - 2 * PAGE + 1],
+            &[
+                0,
+                1,
+                PAGE,
+                2 * PAGE,
+                1 << 47,
+                1 << 62,
+                usize::MAX - PAGE,
+                usize::MAX - PAGE + 1,
+                usize::MAX,
+                usize::MAX - 2 * PAGE + 1,
+            ],
         );
         let page = self.page() * PAGE;
         let page_size = PAGE as i64;

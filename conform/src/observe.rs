@@ -306,7 +306,8 @@ impl Observation {
     pub fn decode(record: &[u64]) -> Observation {
         let vmas = (record[3] & !(HAS_CONTENTS | HAS_FLAGS)) as usize;
         let counts = record[4];
-        let (bitmap, contents, flags) = (counts as u16 as usize, (counts >> 16) as u16 as usize, (counts >> 32) as usize);
+        let (bitmap, contents, flags) =
+            (counts as u16 as usize, (counts >> 16) as u16 as usize, (counts >> 32) as usize);
         let (head, rest) = record.split_at(HEAD);
         let (vma_words, rest) = rest.split_at(2 * vmas);
         let (bitmap_words, rest) = rest.split_at(bitmap);

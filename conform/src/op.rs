@@ -104,30 +104,92 @@ pub enum Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the operands have the names of the manual pages")]
 pub enum Op {
-    Mmap { addr: At, len: usize, prot: u32, flags: u32, file: Slot, offset: u64 },
-    Munmap { addr: At, len: usize },
-    Mprotect { addr: At, len: usize, prot: u32 },
-    Mremap { addr: At, old_len: usize, new_len: usize, flags: u32, new_addr: At },
-    Madvise { addr: At, len: usize, advice: i32 },
-    Msync { addr: At, len: usize, flags: u32 },
-    Mincore { addr: At, len: usize },
-    Mlock { addr: At, len: usize },
-    Mlock2 { addr: At, len: usize, flags: u32 },
-    Munlock { addr: At, len: usize },
-    Mlockall { flags: u32 },
+    Mmap {
+        addr: At,
+        len: usize,
+        prot: u32,
+        flags: u32,
+        file: Slot,
+        offset: u64,
+    },
+    Munmap {
+        addr: At,
+        len: usize,
+    },
+    Mprotect {
+        addr: At,
+        len: usize,
+        prot: u32,
+    },
+    Mremap {
+        addr: At,
+        old_len: usize,
+        new_len: usize,
+        flags: u32,
+        new_addr: At,
+    },
+    Madvise {
+        addr: At,
+        len: usize,
+        advice: i32,
+    },
+    Msync {
+        addr: At,
+        len: usize,
+        flags: u32,
+    },
+    Mincore {
+        addr: At,
+        len: usize,
+    },
+    Mlock {
+        addr: At,
+        len: usize,
+    },
+    Mlock2 {
+        addr: At,
+        len: usize,
+        flags: u32,
+    },
+    Munlock {
+        addr: At,
+        len: usize,
+    },
+    Mlockall {
+        flags: u32,
+    },
     Munlockall,
-    Brk { to: At },
-    Mseal { addr: At, len: usize, flags: u64 },
+    Brk {
+        to: At,
+    },
+    Mseal {
+        addr: At,
+        len: usize,
+        flags: u64,
+    },
     /// The rest of the sequence runs in the child; then the parent is looked at.
     Fork,
     /// Eight bytes.
-    Load { addr: At },
-    LoadByte { addr: At },
+    Load {
+        addr: At,
+    },
+    LoadByte {
+        addr: At,
+    },
     /// Eight bytes.
-    Store { addr: At, value: u64 },
-    StoreByte { addr: At, value: u8 },
+    Store {
+        addr: At,
+        value: u64,
+    },
+    StoreByte {
+        addr: At,
+        value: u8,
+    },
     /// Not a call under test: sets the soft limit to so many pages.
-    SetLimit { what: Limit, pages: u64 },
+    SetLimit {
+        what: Limit,
+        pages: u64,
+    },
 }
 
 /// The kinds of [`Op`], in the order of tables.
@@ -259,8 +321,8 @@ fn number(n: u64) -> String {
 /// As `strace` would write it; `w` is the window, `top` the end of user space.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::names::{bits, map_flags, name};
         use crate::names::{ADVICE, MCL, MLOCK2, MREMAP, MSYNC, PROT};
+        use crate::names::{bits, map_flags, name};
         let name_of = self.call().name();
         match *self {
             Op::Mmap { addr, len, prot, flags, file, offset } => {
@@ -280,7 +342,10 @@ impl fmt::Display for Op {
             }
             Op::Msync { addr, len, flags } => write!(f, "msync({}, {len:#x}, {})", Shown(addr), bits(flags, MSYNC)),
             Op::Mlock2 { addr, len, flags } => write!(f, "mlock2({}, {len:#x}, {})", Shown(addr), bits(flags, MLOCK2)),
-            Op::Munmap { addr, len } | Op::Mincore { addr, len } | Op::Mlock { addr, len } | Op::Munlock { addr, len } => {
+            Op::Munmap { addr, len }
+            | Op::Mincore { addr, len }
+            | Op::Mlock { addr, len }
+            | Op::Munlock { addr, len } => {
                 write!(f, "{name_of}({}, {len:#x})", Shown(addr))
             }
             Op::Mlockall { flags } => write!(f, "mlockall({})", bits(flags, MCL)),

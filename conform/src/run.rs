@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Words that vmalab's observations of one sequence may take.
 const WORDS: usize = 4 << 20;
-/// Most candidates that a shrink tries.
-const SHRINK_MAX: u32 = 20_000;
+/// How long a shrink may take: in the crowded place a candidate takes 50 ms.
+const SHRINK_TIME: Duration = Duration::from_secs(60);
 
 /// A lock scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,13 +94,23 @@ pub struct Config {
     pub seed: u64,
     /// Steps of a sequence.
     pub sequence_length: usize,
+    /// Divergences that are shrunk. Those of one kind are shown once, so fewer
+    /// may be shown.
+    pub shrink_max: usize,
     /// For the self-test.
     pub sabotage: Option<Sabotage>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { lock: Lock::TypeSafe, delivery: Delivery::Sigbus, seed: 1, sequence_length: 120, sabotage: None }
+        Config {
+            lock: Lock::TypeSafe,
+            delivery: Delivery::Sigbus,
+            seed: 1,
+            sequence_length: 120,
+            shrink_max: 1,
+            sabotage: None,
+        }
     }
 }
 
@@ -147,6 +157,14 @@ impl Divergence {
     /// The step, as `strace` would write it.
     pub fn call(&self) -> String {
         self.sequence.ops.get(self.step).map_or_else(|| "(at the end)".to_owned(), Op::to_string)
+    }
+
+    /// Divergences of one kind: the same calls, and something of the same sort
+    /// differs.
+    fn kind(&self) -> String {
+        let calls: Vec<&str> = self.sequence.ops.iter().map(|op| op.call().name()).collect();
+        let sort = |text: &str| text.split([':', '0']).next().unwrap_or_default().to_owned();
+        format!("{} {} {}", calls.join(" "), sort(&self.host), sort(&self.vmalab))
     }
 }
 
@@ -224,6 +242,8 @@ pub struct Report {
     pub exclusions: Vec<(String, String)>,
     /// The first divergence.
     pub first: Option<First>,
+    /// Divergences of other kinds that were shrunk.
+    pub more: Vec<First>,
 }
 
 /// Where a run stands.
@@ -309,8 +329,7 @@ impl Runner {
             steps += 1;
         }
         let step = steps.min(sequence.ops.len());
-        let divergence =
-            found.map(|(host, vmalab)| Divergence { sequence: sequence.clone(), step, host, vmalab });
+        let divergence = found.map(|(host, vmalab)| Divergence { sequence: sequence.clone(), step, host, vmalab });
         Ok((step, divergence))
     }
 
@@ -319,7 +338,7 @@ impl Runner {
     /// # Errors
     /// [`Error`].
     pub fn shrink(&mut self, found: Divergence, go_on: &mut dyn FnMut() -> bool) -> Result<Divergence, Error> {
-        let (mut best, mut error, mut tries) = (found.clone(), None, 0);
+        let (mut best, mut error, start_time) = (found.clone(), None, Instant::now());
         // With everything compared after every step it may show earlier; if it
         // shows at all.
         let mut start = found.sequence.clone();
@@ -333,8 +352,7 @@ impl Runner {
         }
         start.ops.truncate(best.step + 1);
         shrink(start, |candidate| {
-            tries += 1;
-            if error.is_some() || tries > SHRINK_MAX || !go_on() {
+            if error.is_some() || start_time.elapsed() > SHRINK_TIME || !go_on() {
                 return None;
             }
             match self.compare(candidate) {
@@ -365,7 +383,7 @@ impl Runner {
         let places = self.places();
         let mut generator = Generator::new(self.config.seed, self.config.sequence_length, &places);
         let mut progress = Progress { ops: 0, divergences: 0, shrinking: false, elapsed: Duration::ZERO };
-        let (mut sequences, mut first, mut interrupted) = (0, None, false);
+        let (mut sequences, mut shrunk, mut interrupted) = (0, Vec::<Divergence>::new(), false);
         while progress.ops < ops {
             progress.elapsed = start.elapsed();
             if !go_on(progress) {
@@ -379,13 +397,15 @@ impl Runner {
             sequences += 1;
             if let Some(divergence) = divergence {
                 progress.divergences += 1;
-                if first.is_none() {
+                if progress.divergences <= self.config.shrink_max as u64 {
                     // Shrinking must not count.
                     let coverage = self.coverage.clone();
-                    let mut ask =
-                        || go_on(Progress { shrinking: true, elapsed: start.elapsed(), ..progress });
-                    first = Some(self.shrink(divergence, &mut ask)?);
+                    let mut ask = || go_on(Progress { shrinking: true, elapsed: start.elapsed(), ..progress });
+                    let small = self.shrink(divergence, &mut ask)?;
                     self.coverage = coverage;
+                    if shrunk.iter().all(|other| other.kind() != small.kind()) {
+                        shrunk.push(small);
+                    }
                 }
             }
         }
@@ -404,8 +424,11 @@ impl Runner {
             by_call: self.coverage.by_call(),
             errors: self.coverage.errors(|call| self.why_absent(call)),
             unlisted_errors: self.coverage.unexpected(),
-            exclusions: crate::coverage::EXCLUSIONS.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
-            first: first.as_ref().map(First::from),
+            exclusions: (crate::coverage::EXCLUSIONS.iter().chain(emulated::KNOWN))
+                .map(|(what, why)| ((*what).to_owned(), (*why).to_owned()))
+                .collect(),
+            first: shrunk.first().map(First::from),
+            more: shrunk.iter().skip(1).map(First::from).collect(),
         })
     }
 
@@ -441,7 +464,8 @@ pub fn check_in(setup: Setup, ops: &[Op]) {
     }
     for delivery in [Delivery::Sigbus, Delivery::Queue] {
         for lock in Lock::ALL {
-            let mut runner = Runner::new(Config { lock, delivery, ..Config::default() }).unwrap_or_else(|e| panic!("{e}"));
+            let mut runner =
+                Runner::new(Config { lock, delivery, ..Config::default() }).unwrap_or_else(|e| panic!("{e}"));
             let sequence = Sequence { setup, ops: ops.to_vec() };
             let (_, divergence) = runner.compare(&sequence).unwrap_or_else(|e| panic!("{e}"));
             if let Some(divergence) = divergence {

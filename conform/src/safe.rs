@@ -7,6 +7,7 @@
 
 use crate::PAGE;
 use crate::op::{At, Base, Op, Place};
+use vmalab::addr::page_align_up;
 
 /// No address of user space, and no length that ends in it, is as large.
 const HUGE: usize = 1 << 47;
@@ -19,6 +20,12 @@ const MREMAP_FIXED: u32 = 2;
 pub fn is_safe(op: &Op, place: Place) -> bool {
     let bytes = place.bytes();
     match *op {
+        // `get_unmapped_area` hands the address on, and a last one is taken for an errno.
+        Op::Mmap { addr, flags, .. }
+            if flags & FIXED != 0 && addr.base == Base::Abs && addr.offset > -4096 && addr.offset < 0 =>
+        {
+            false
+        }
         Op::Mmap { addr, len, flags, .. } if flags & FIXED != 0 => {
             // Page 0 is below `vm.mmap_min_addr`.
             inside(addr, len, bytes) || beyond(addr, len) || addr.base == Base::Abs && addr.offset == 0 && len <= PAGE
@@ -51,16 +58,20 @@ pub fn is_safe(op: &Op, place: Place) -> bool {
             Base::Top => to.offset >= 0,
             Base::Abs => (to.offset as usize) <= PAGE,
         },
-        Op::Load { addr } | Op::Store { addr, .. } => inside(addr, 8, bytes),
-        Op::LoadByte { addr } | Op::StoreByte { addr, .. } => inside(addr, 1, bytes),
+        Op::Load { addr } | Op::Store { addr, .. } => access_inside(addr, 8, bytes),
+        Op::LoadByte { addr } | Op::StoreByte { addr, .. } => access_inside(addr, 1, bytes),
         Op::Munlockall | Op::Fork | Op::SetLimit { .. } => true,
     }
 }
 
 /// The pages of the range lie in the window, or it is no range and unaligned there.
 fn inside(addr: At, len: usize, bytes: usize) -> bool {
-    let Ok(start) = usize::try_from(addr.offset) else { return false };
+    let (Ok(start), Some(len)) = (usize::try_from(addr.offset), page_align_up(len)) else { return false };
     addr.base == Base::Window && start.checked_add(len).is_some_and(|end| end <= bytes)
+}
+
+fn access_inside(addr: At, len: i64, bytes: usize) -> bool {
+    addr.base == Base::Window && (0..=bytes as i64 - len).contains(&addr.offset)
 }
 
 /// Above user space's end, where nothing is; not so far that a sum wraps.

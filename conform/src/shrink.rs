@@ -6,6 +6,7 @@
 //! simpler sign of the same fault.
 
 use crate::PAGE;
+use crate::emulated::supports;
 use crate::op::{At, Base, Op, Sequence, Slot};
 use crate::safe::is_safe;
 
@@ -45,7 +46,8 @@ pub fn shrink(sequence: Sequence, mut diverges: impl FnMut(&Sequence) -> Option<
             // What was found may be shorter than what we began with.
             let mut tried = 0;
             while let Some(&op) = best.ops.get(at)
-                && let Some(simpler) = simpler(op).into_iter().filter(|op| is_safe(op, best.setup.place)).nth(tried)
+                && let Some(simpler) =
+                    simpler(op).into_iter().filter(|op| is_safe(op, best.setup.place) && supports(op)).nth(tried)
             {
                 let mut ops = best.ops.clone();
                 ops[at] = simpler;
@@ -133,7 +135,9 @@ fn addrs(at: At) -> impl Iterator<Item = At> {
 }
 
 fn lens(len: usize) -> impl Iterator<Item = usize> {
-    [PAGE, len / 2 & !(PAGE - 1), len.saturating_sub(PAGE) & !(PAGE - 1)].into_iter().filter(move |l| 0 < *l && *l < len)
+    [PAGE, len / 2 & !(PAGE - 1), len.saturating_sub(PAGE) & !(PAGE - 1)]
+        .into_iter()
+        .filter(move |l| 0 < *l && *l < len)
 }
 
 /// `value` without one of its bits.

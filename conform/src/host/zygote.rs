@@ -38,14 +38,7 @@ const NOT_CROWDED: i32 = 5;
 /// # Safety
 /// To be called in a fresh fork. `shared` is the shared memory, and `window`
 /// a reservation of the place's size.
-pub unsafe fn main(
-    shared: *mut Shared,
-    files: &Files,
-    place: Place,
-    window: usize,
-    commands: i32,
-    replies: i32,
-) -> ! {
+pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, window: usize, commands: i32, replies: i32) -> ! {
     let files = *files;
     // SAFETY: plain system calls on descriptors and memory that the fork gave us.
     unsafe {
