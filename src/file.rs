@@ -102,12 +102,23 @@ pub struct File {
     inode: Arc<Inode>,
     readable: bool,
     writable: bool,
+    write_sealed: bool,
 }
 
 impl File {
     /// Opens `inode` for reading, writing, or both.
     pub fn open(inode: Arc<Inode>, readable: bool, writable: bool) -> Arc<File> {
-        Arc::new(File { inode, readable, writable })
+        Arc::new(File { inode, readable, writable, write_sealed: false })
+    }
+
+    /// Opens a memfd that is sealed against writing (F_SEAL_WRITE).
+    pub fn open_sealed(inode: Arc<Inode>) -> Arc<File> {
+        Arc::new(File { inode, readable: true, writable: true, write_sealed: true })
+    }
+
+    /// Sealed against writing, so never mapped both shared and writable.
+    pub fn write_sealed(&self) -> bool {
+        self.write_sealed
     }
 
     /// The contents.

@@ -233,6 +233,10 @@ pub trait Mmu: Send + Sync + 'static {
     /// present or hidden, not guarded.
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange));
 
+    /// Whether a page of `range`, installed for loads, was stored to without a
+    /// fault that was served here (the host's own copy-on-write of the zero page).
+    fn was_written(&self, range: PageRange) -> bool;
+
     /// Removes what is in `range` and marks every page of it (MADV_GUARD_INSTALL).
     fn guard(&self, range: PageRange);
 

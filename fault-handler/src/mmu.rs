@@ -421,6 +421,10 @@ impl Mmu for UffdMmu {
         todo!()
     }
 
+    fn was_written(&self, _: PageRange) -> bool {
+        false
+    }
+
     fn guard(&self, _: PageRange) {
         todo!()
     }

@@ -1,10 +1,11 @@
 //! The listing of mappings, as in `/proc/PID/maps`.
 
 use super::{Mm, Prot};
-use crate::addr::PageRange;
+use crate::addr::{PAGE_SHIFT, PageRange};
 use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
+use crate::vma::VmaFlags;
 use std::fmt;
 
 /// One mapping; displays as a line of `/proc/PID/maps`, without its newline.
@@ -14,6 +15,12 @@ pub struct MapsEntry {
     pub range: PageRange,
     /// The protection.
     pub prot: Prot,
+    /// All flags.
+    pub flags: VmaFlags,
+    /// Offset in the file, in bytes; 0 for private anonymous memory.
+    pub offset: u64,
+    /// What tells one file from another; 0: none.
+    pub file: usize,
     /// The VMA's incarnation (not displayed).
     pub incarnation: u64,
 }
@@ -23,12 +30,14 @@ impl fmt::Display for MapsEntry {
         let bit = |bit, c| if self.prot.contains(bit) { c } else { '-' };
         write!(
             f,
-            "{:08x}-{:08x} {}{}{}p 00000000 00:00 0 ",
+            "{:08x}-{:08x} {}{}{}{} {:08x} 00:00 0 ",
             self.range.start().get(),
             self.range.end().get(),
             bit(Prot::READ, 'r'),
             bit(Prot::WRITE, 'w'),
             bit(Prot::EXEC, 'x'),
+            if self.flags.contains(VmaFlags::MAYSHARE) { 's' } else { 'p' },
+            self.offset,
         )
     }
 }
@@ -40,7 +49,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let entry = |entry| {
             let vma = read.vma(entry);
             let segment = vma.segment();
-            MapsEntry { range: segment.range, prot: segment.flags.prot(), incarnation: vma.incarnation() }
+            let offset = if segment.is_anonymous() { 0 } else { segment.pgoff << PAGE_SHIFT };
+            MapsEntry {
+                range: segment.range,
+                prot: segment.flags.prot(),
+                flags: segment.flags,
+                offset,
+                file: segment.file.map_or(0, |file| file.as_ptr().addr()),
+                incarnation: vma.incarnation(),
+            }
         };
         read.snapshot().iter().map(entry).collect()
     }

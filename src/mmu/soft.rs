@@ -11,9 +11,9 @@
 use super::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, Trap};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use crate::file::{FilePage, Store};
-use nix::errno::Errno;
 use crate::sync::plain::AtomicU64;
 use crate::sync::{AtomicU32, Backoff, Ordering, spin_loop};
+use nix::errno::Errno;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -228,6 +228,10 @@ impl Mmu for SoftMmu {
 
     fn presence(&self, _: PageRange, _: &mut dyn FnMut(PageRange)) {
         todo!()
+    }
+
+    fn was_written(&self, _: PageRange) -> bool {
+        false
     }
 
     fn guard(&self, _: PageRange) {
