@@ -26,5 +26,6 @@ pub mod sigbus;
 mod siginfo;
 pub mod space;
 pub mod uffd;
+mod zeroed;
 
 pub use space::{AddressSpace, Builder, Delivery, Error};

@@ -6,7 +6,8 @@
 //! | install anything else | UFFDIO_COPY, with MODE_WP where stores are forbidden |
 //! | read-only / writable | UFFDIO_WRITEPROTECT |
 //! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
-//! | back from PROT_NONE | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
+//! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
 //! | unmap | MADV_DONTNEED |
 //!
 //! # Why a page is never lost or doubled while it is unhidden
@@ -22,13 +23,16 @@
 //! Release of clearing it); a zero page that the fault then tries to install
 //! meets EEXIST. No path leads from a set bit to a fresh page.
 
+mod states;
+mod transfer;
+
 use crate::access;
 use crate::region::{Notify, Region};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
 use vmalab::stats::{self, Counter};
@@ -115,11 +119,7 @@ impl UffdMmu {
 
     /// Pages whose contents are hidden.
     pub fn hidden_pages(&self) -> usize {
-        self.region.hidden().count()
-    }
-
-    fn bit(&self, page: VirtAddr) -> usize {
-        (page - self.region.range().start()) >> PAGE_SHIFT
+        self.region.pages.hidden.count()
     }
 
     fn check(&self, range: PageRange) {
@@ -142,79 +142,6 @@ impl UffdMmu {
         }
     }
 
-    /// Takes the present pages of `run` out of sight.
-    fn hide_run(&self, run: PageRange) -> Result<(), MmuError> {
-        let mut at = run.start();
-        let mut retry = Retry::new();
-        while at < run.end() {
-            if !self.moves() {
-                self.hide_by_copy(at)?;
-                at = at + PAGE_SIZE;
-                continue;
-            }
-            // SAFETY: pages of the region; program and faults go without them
-            // once the mapping is PROT_NONE.
-            let moved = unsafe { self.region.twin_uffd().move_pages(self.region.twin(at), at, run.end() - at) };
-            let done = match moved {
-                Ok(()) => run.end() - at,
-                Err(UffdError::Again { done }) => {
-                    if done == 0 && !retry.again() {
-                        return Err(MmuError::Again);
-                    }
-                    done
-                }
-                // A hole after all.
-                Err(UffdError::NoEntry) => {
-                    at = at + PAGE_SIZE;
-                    continue;
-                }
-                Err(UffdError::NoMemory) if retry.again() => 0,
-                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
-                Err(UffdError::Gone) => return Err(MmuError::Gone),
-                // EBUSY: pinned or shared. EINVAL, ENOSYS: no MOVE here. EEXIST:
-                // see `hide_by_copy`.
-                Err(UffdError::Busy | UffdError::Exists | UffdError::Fault | UffdError::Other(_)) => {
-                    self.hide_by_copy(at)?;
-                    at = at + PAGE_SIZE;
-                    continue;
-                }
-            };
-            self.region.hidden().set(self.bit(at), self.bit(at + done));
-            if done > 0 {
-                retry = Retry::new();
-            }
-            at = at + done;
-        }
-        Ok(())
-    }
-
-    /// Hides one page without MOVE. Write-protecting it first keeps stores out
-    /// of the copy's way.
-    fn hide_by_copy(&self, page: VirtAddr) -> Result<(), MmuError> {
-        self.set_protection(one_page(page), true)?;
-        let twin = self.region.twin(page);
-        let mut retry = Retry::new();
-        loop {
-            // SAFETY: the source is the page itself, which no store can reach.
-            match unsafe { self.region.twin_uffd().copy(twin, page.get() as *const u8, PAGE_SIZE, false) } {
-                Ok(()) => break,
-                // A hole: nothing to hide.
-                Err(UffdError::Fault) => return Ok(()),
-                // The bit is clear, so what the twin holds is worth nothing
-                // (a stray access may have left it).
-                Err(UffdError::Exists) if retry.again() => drop_pages(one_page(twin)),
-                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
-                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
-                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
-                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
-                Err(error) => unexpected("COPY to the twin", page, error),
-            }
-        }
-        self.region.hidden().set(self.bit(page), self.bit(page) + 1);
-        drop_pages(one_page(page));
-        Ok(())
-    }
-
     /// Brings a page back by MOVE. `Ok(false)`: it cannot be moved.
     fn unhide_by_move(&self, page: VirtAddr) -> Result<bool, MmuError> {
         let mut retry = Retry::new();
@@ -222,7 +149,7 @@ impl UffdMmu {
             // SAFETY: the twin's page has no other use; stores are permitted.
             match unsafe { self.region.uffd().move_pages(page, self.region.twin(page), PAGE_SIZE) } {
                 Ok(()) => {
-                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    self.region.pages.hidden.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
                     return Ok(true);
                 }
                 // Not a page but a poison marker, perhaps: COPY replaces it.
@@ -249,7 +176,7 @@ impl UffdMmu {
                     // The twin is emptied while the bit still says hidden: who
                     // finds it empty finds the page in the region.
                     drop_pages(one_page(twin));
-                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    self.region.pages.hidden.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
                     return Ok(());
                 }
                 // Another thread was first, see the module's documentation.
@@ -327,12 +254,15 @@ impl Mmu for UffdMmu {
     }
 
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
-        let hidden = self.region.hidden();
+        let hidden = &self.region.pages.hidden;
         // One relaxed load where nothing is hidden. Enough: a page that we must
         // see was hidden under the VMA lock that we now hold for reading.
-        if hidden.is_empty() || !hidden.get(self.bit(page)) {
+        if hidden.is_empty() || !hidden.get(self.region.bit(page)) {
             return Ok(false);
         }
+        // A lazily freed page comes back protected: its first store must fault.
+        let lazy = &self.region.pages.lazy;
+        let writable = writable && (lazy.is_empty() || !lazy.get(self.region.bit(page)));
         // MOVE drops write protection, so it is only for writable mappings.
         if writable && self.moves() && self.unhide_by_move(page)? {
             return Ok(true);
@@ -342,29 +272,18 @@ impl Mmu for UffdMmu {
     }
 
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
+        let lazy = &self.region.pages.lazy;
+        if !lazy.is_empty() {
+            // Before the store can pass. Faults only ever clear the mark, so it
+            // does not matter which of several does.
+            lazy.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
+        }
         self.set_protection(one_page(page), false)
     }
 
     fn zap(&self, range: PageRange) {
-        self.check(range);
-        if range.is_empty() {
-            return;
-        }
-        drop_pages(range);
-        let hidden = self.region.hidden();
-        if hidden.is_empty() {
-            return;
-        }
-        // The hidden pages' span in one call: a call costs a TLB shootdown.
-        let (mut first, mut last) = (usize::MAX, 0);
-        hidden.clear(self.bit(range.start()), self.bit(range.end()), |from, to| {
-            first = first.min(from);
-            last = last.max(to);
-        });
-        if first < last {
-            let twin = self.region.twin(self.region.range().start());
-            drop_pages(PageRange::new(twin + (first << PAGE_SHIFT), twin + (last << PAGE_SHIFT)));
-        }
+        self.discard(range);
+        self.unguard(range);
     }
 
     fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError> {
@@ -377,7 +296,7 @@ impl Mmu for UffdMmu {
             (PageAccess::None, _) => Ok(()),
             (_, PageAccess::None) => self.region.presence().runs(range, |run| self.hide_run(run)),
             (_, PageAccess::Read) => self.set_protection(range, true),
-            (_, PageAccess::ReadWrite) => self.set_protection(range, false),
+            (_, PageAccess::ReadWrite) => self.allow_writes(range),
         }
     }
 
@@ -390,7 +309,8 @@ impl Mmu for UffdMmu {
     }
 
     fn discard(&self, range: PageRange) {
-        self.zap(range);
+        self.check(range);
+        self.drop_contents(range);
     }
 
     fn release_file(&self, _: PageRange, _: FilePage<'_>) {
@@ -409,44 +329,65 @@ impl Mmu for UffdMmu {
         todo!()
     }
 
-    fn move_range(&self, _: PageRange, _: VirtAddr, _: PageAccess) -> Result<(), MmuError> {
-        todo!()
+    fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
+        let to = PageRange::sized(to, from.bytes());
+        self.check(from);
+        self.check(to);
+        assert!(!from.overlaps(to), "{from:?} cannot move to {to:?}");
+        self.move_all(from, to, access)
     }
 
     fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
         todo!()
     }
 
-    fn presence(&self, _: PageRange, _: &mut dyn FnMut(PageRange)) {
-        todo!()
+    fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {
+        self.check(range);
+        self.populated(range, run);
     }
 
     fn was_written(&self, _: PageRange) -> bool {
         false
     }
 
-    fn guard(&self, _: PageRange) {
-        todo!()
+    fn guard(&self, range: PageRange) {
+        self.discard(range);
+        let (first, last) = self.region.bits(range);
+        self.region.pages.guards.set(first, last);
     }
 
-    fn unguard(&self, _: PageRange) {
-        todo!()
+    fn unguard(&self, range: PageRange) {
+        self.check(range);
+        let guards = &self.region.pages.guards;
+        if !guards.is_empty() {
+            let (first, last) = self.region.bits(range);
+            guards.clear(first, last, |_, _| {});
+        }
     }
 
-    fn is_guarded(&self, _: VirtAddr) -> bool {
-        false
+    fn is_guarded(&self, page: VirtAddr) -> bool {
+        // One relaxed load where nothing is guarded; enough as in `unhide`.
+        let guards = &self.region.pages.guards;
+        !guards.is_empty() && guards.get(self.region.bit(page))
     }
 
-    fn first_guarded(&self, _: PageRange) -> Option<VirtAddr> {
-        None
+    fn first_guarded(&self, range: PageRange) -> Option<VirtAddr> {
+        self.check(range);
+        let (first, last) = self.region.bits(range);
+        let run = self.region.pages.guards.runs(first, last).next()?;
+        Some(self.region.pages_of(run).start())
     }
 
-    fn lazy_free(&self, _: PageRange) {
-        todo!()
+    fn lazy_free(&self, range: PageRange) {
+        self.check(range);
+        if !range.is_empty() {
+            self.mark_lazy(range);
+        }
     }
 
-    fn reclaim(&self, _: PageRange) {
-        todo!()
+    fn reclaim(&self, range: PageRange) {
+        self.check(range);
+        self.drop_lazy(range);
     }
 
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr, page_align_up};
 
 /// Start of region and twin are aligned to this: a whole page-table page.
 const ALIGN: usize = 2 << 20;
@@ -85,6 +85,27 @@ pub enum Notify {
     Queue,
 }
 
+/// What page tables do not tell of a region's pages.
+///
+/// # Invariants
+/// A page is at most one of: present in the region, hidden, inherited,
+/// guarded. A lazy page is one of the first three, and no store to it can pass
+/// without a fault.
+pub(crate) struct PageStates {
+    /// The contents are in the twin.
+    pub hidden: PageBits,
+    /// MADV_GUARD_INSTALL.
+    pub guards: PageBits,
+    /// Freed lazily, and not stored to since.
+    pub lazy: PageBits,
+}
+
+impl PageStates {
+    fn new(pages: usize) -> Result<PageStates, Errno> {
+        Ok(PageStates { hidden: PageBits::new(pages)?, guards: PageBits::new(pages)?, lazy: PageBits::new(pages)? })
+    }
+}
+
 /// See the module's documentation.
 ///
 /// # Invariants
@@ -97,7 +118,8 @@ pub struct Region {
     // userfaultfd wakes whoever still waits for it, to find nothing mapped.
     uffd: Uffd,
     twin_uffd: Uffd,
-    hidden: PageBits,
+    /// One bit a page for each thing that page tables do not tell.
+    pub(crate) pages: PageStates,
     presence: Presence,
     /// Some page may carry a poison marker.
     poisoned: AtomicBool,
@@ -188,13 +210,13 @@ impl Region {
         let twin_uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?;
         uffd.register(range).map_err(RegionError::Register)?;
         twin_uffd.register(twin).map_err(RegionError::Register)?;
-        let hidden = PageBits::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
+        let pages = PageStates::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
 
         let whole = reservation.0;
         std::mem::forget(reservation);
         tracing::debug!(?range, ?twin, origin = %uffd.origin(), "region registered");
         let (presence, poisoned) = (Presence::new(), AtomicBool::new(false));
-        Ok(Region { uffd, twin_uffd, hidden, presence, poisoned, range, twin_offset, reservation: whole })
+        Ok(Region { uffd, twin_uffd, pages, presence, poisoned, range, twin_offset, reservation: whole })
     }
 
     /// The addresses of the region.
@@ -222,9 +244,25 @@ impl Region {
         page + self.twin_offset
     }
 
-    /// Which pages are hidden.
-    pub(crate) fn hidden(&self) -> &PageBits {
-        &self.hidden
+    /// The number of `page` in [`PageStates`].
+    pub(crate) fn bit(&self, page: VirtAddr) -> usize {
+        (page - self.range.start()) >> PAGE_SHIFT
+    }
+
+    /// The numbers of `range`'s pages.
+    pub(crate) fn bits(&self, range: PageRange) -> (usize, usize) {
+        (self.bit(range.start()), self.bit(range.end()))
+    }
+
+    /// The pages with numbers `from..to`.
+    pub(crate) fn pages_of(&self, (from, to): (usize, usize)) -> PageRange {
+        let start = self.range.start();
+        PageRange::new(start + (from << PAGE_SHIFT), start + (to << PAGE_SHIFT))
+    }
+
+    /// The twin of `range`.
+    pub(crate) fn twin_of(&self, range: PageRange) -> PageRange {
+        PageRange::sized(self.twin(range.start()), range.bytes())
     }
 
     /// Whether some page may carry a poison marker, which COPY replaces, and

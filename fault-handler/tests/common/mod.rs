@@ -82,7 +82,8 @@ impl FlatMap {
         self.fill.store(byte, SeqCst);
     }
 
-    fn write_locked<R>(&self, f: impl FnOnce() -> R) -> R {
+    /// A mutator's critical section: no fault is served meanwhile.
+    pub fn write_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         while self.lock.compare_exchange(0, WRITER, SeqCst, SeqCst).is_err() {
             self.writer_waits.store(true, SeqCst);
             std::thread::yield_now();
@@ -93,7 +94,8 @@ impl FlatMap {
         result
     }
 
-    fn read_locked<R>(&self, f: impl FnOnce() -> R) -> R {
+    /// A fault's critical section.
+    pub fn read_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         loop {
             let old = self.lock.load(SeqCst);
             if old & WRITER == 0
@@ -142,6 +144,9 @@ impl FlatMap {
             State::ReadWrite => true,
         };
         let page = addr.page();
+        if self.mmu.is_guarded(page) {
+            return Ok(Outcome::Signal(Signal::MapErr));
+        }
         if self.mmu.unhide(page, writable)? {
             return Ok(Outcome::Done);
         }

@@ -1,0 +1,183 @@
+//! Contents that change their place: hidden, moved, inherited. For mutators
+//! only, who keep faults away from both places.
+
+use super::{Retry, UffdMmu, drop_pages, one_page, unexpected};
+use crate::uffd::{Uffd, UffdError};
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::mmu::{MmuError, PageAccess};
+
+/// Attempts to put back what a move that failed has moved.
+const TRIES_BACK: u32 = 10_000;
+
+/// Where contents come from and go to. Nothing else is at `to`, but what a
+/// stray access may have left there.
+pub(super) struct Route<'a> {
+    pub from: PageRange,
+    pub to: VirtAddr,
+    /// The userfaultfd of `to`.
+    pub uffd: &'a Uffd,
+    /// `from` lies in the region, where the program may store to it until it is gone.
+    pub live: bool,
+}
+
+impl UffdMmu {
+    /// Takes the pages of `route.from` that are present to `route.to`, by as
+    /// few calls as can be. `placed` hears of each part that has arrived.
+    pub(super) fn transfer(&self, route: &Route<'_>, mut placed: impl FnMut(PageRange)) -> Result<(), MmuError> {
+        let (mut at, end) = (route.from.start(), route.from.end());
+        let mut retry = Retry::new();
+        while at < end {
+            if !self.moves() {
+                self.transfer_by_copy(route, at, &mut placed)?;
+                at = at + PAGE_SIZE;
+                continue;
+            }
+            let to = route.to + (at - route.from.start());
+            // SAFETY: pages of a region, its twin or the store; program and
+            // faults must do without them from now on, says the caller.
+            let done = match unsafe { route.uffd.move_pages(to, at, end - at) } {
+                Ok(()) => end - at,
+                Err(UffdError::Again { done }) => {
+                    if done == 0 && !retry.again() {
+                        return Err(MmuError::Again);
+                    }
+                    done
+                }
+                // A hole after all.
+                Err(UffdError::NoEntry) => {
+                    at = at + PAGE_SIZE;
+                    continue;
+                }
+                Err(UffdError::NoMemory) if retry.again() => 0,
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone) => return Err(MmuError::Gone),
+                // EBUSY: pinned or shared. EINVAL, ENOSYS: no MOVE here. EEXIST:
+                // see `transfer_by_copy`.
+                Err(UffdError::Busy | UffdError::Exists | UffdError::Fault | UffdError::Other(_)) => {
+                    self.transfer_by_copy(route, at, &mut placed)?;
+                    at = at + PAGE_SIZE;
+                    continue;
+                }
+            };
+            if done > 0 {
+                placed(PageRange::sized(at, done));
+                retry = Retry::new();
+            }
+            at = at + done;
+        }
+        Ok(())
+    }
+
+    /// One page, without MOVE. Write-protecting it first keeps stores out of
+    /// the copy's way.
+    fn transfer_by_copy(
+        &self,
+        route: &Route<'_>,
+        page: VirtAddr,
+        placed: &mut dyn FnMut(PageRange),
+    ) -> Result<(), MmuError> {
+        if route.live {
+            self.set_protection(one_page(page), true)?;
+        }
+        let to = route.to + (page - route.from.start());
+        let mut retry = Retry::new();
+        loop {
+            // SAFETY: the source is the page itself, which no store can reach.
+            match unsafe { route.uffd.copy(to, page.get() as *const u8, PAGE_SIZE, false) } {
+                Ok(()) => break,
+                // A hole: nothing to take along.
+                Err(UffdError::Fault) => return Ok(()),
+                // Nothing is there that is worth anything: a stray access may
+                // have left it.
+                Err(UffdError::Exists) if retry.again() => drop_pages(one_page(to)),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("COPY to another place", page, error),
+            }
+        }
+        placed(one_page(page));
+        drop_pages(one_page(page));
+        Ok(())
+    }
+
+    /// Takes the present pages of `run` out of sight.
+    pub(super) fn hide_run(&self, run: PageRange) -> Result<(), MmuError> {
+        self.hide_run_at(run, run.start())
+    }
+
+    /// Takes the present pages of `run` to where they are hidden pages of `to`.
+    fn hide_run_at(&self, run: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        let region = &*self.region;
+        let route = Route { from: run, to: region.twin(to), uffd: region.twin_uffd(), live: true };
+        self.transfer(&route, |part| {
+            let at = region.bit(to + (part.start() - run.start()));
+            region.pages.hidden.set(at, at + part.pages());
+        })
+    }
+
+    /// See `move_range`. A move that fails puts back what it has moved, as
+    /// hidden pages, which come back with the next access.
+    pub(super) fn move_all(&self, from: PageRange, to: PageRange, access: PageAccess) -> Result<(), MmuError> {
+        if let Err(error) = self.move_contents(from, to, access == PageAccess::ReadWrite) {
+            let mut tries = 0;
+            while self.move_contents(to, from, false).is_err() {
+                // Contents must not be lost, and VMAs must not disagree with pages.
+                tries += 1;
+                if tries == TRIES_BACK {
+                    unexpected("MOVE back", from.start(), UffdError::NoMemory);
+                }
+                std::thread::yield_now();
+            }
+            return Err(error);
+        }
+        // What cannot fail comes last.
+        let region = &*self.region;
+        let (first, last) = region.bits(from);
+        let target = region.bit(to.start());
+        for bits in [&region.pages.lazy, &region.pages.guards] {
+            if !bits.is_empty() {
+                bits.clear(first, last, |a, b| bits.set(target + (a - first), target + (b - first)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves contents that are present or hidden. `plain`: stores are permitted
+    /// at `to`, so pages whose stores need not be noticed go there directly.
+    fn move_contents(&self, from: PageRange, to: PageRange, plain: bool) -> Result<(), MmuError> {
+        let region = &*self.region;
+        let there = |page: VirtAddr| to.start() + (page - from.start());
+        let hidden = &region.pages.hidden;
+        let (first, last) = region.bits(from);
+        for run in hidden.runs(first, last) {
+            let run = region.pages_of(run);
+            let twin = region.twin_of(run);
+            let route =
+                Route { from: twin, to: region.twin(there(run.start())), uffd: region.twin_uffd(), live: false };
+            self.transfer(&route, |part| {
+                let page = run.start() + (part.start() - twin.start());
+                let (old, new) = (region.bit(page), region.bit(there(page)));
+                hidden.set(new, new + part.pages());
+                hidden.clear(old, old + part.pages(), |_, _| {});
+            })?;
+        }
+        region.presence().runs(from, |run| {
+            if !plain {
+                return self.hide_run_at(run, there(run.start()));
+            }
+            let (first, last) = region.bits(run);
+            for (a, b) in region.pages.lazy.gaps(first, last) {
+                let run = region.pages_of((a, b));
+                let route = Route { from: run, to: there(run.start()), uffd: region.uffd(), live: true };
+                self.transfer(&route, |_| {})?;
+            }
+            for lazy in region.pages.lazy.runs(first, last) {
+                let run = region.pages_of(lazy);
+                self.hide_run_at(run, there(run.start()))?;
+            }
+            Ok(())
+        })
+    }
+}
