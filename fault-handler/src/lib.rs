@@ -16,6 +16,7 @@
 //! | [`access`] | loads and stores that report a signal instead of raising it |
 
 pub mod access;
+mod cow;
 mod hidden;
 pub mod mmu;
 mod presence;

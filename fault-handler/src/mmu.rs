@@ -7,6 +7,7 @@
 //! | read-only / writable | UFFDIO_WRITEPROTECT |
 //! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
 //! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
+//! | fork | UFFDIO_MOVE to the arena of shared pages ([`cow`](crate::cow)); back by COPY, the last by MOVE |
 //! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
 //! | unmap | MADV_DONTNEED |
 //!
@@ -23,11 +24,12 @@
 //! Release of clearing it); a zero page that the fault then tries to install
 //! meets EEXIST. No path leads from a set bit to a fresh page.
 
+mod fork;
 mod states;
 mod transfer;
 
 use crate::access;
-use crate::region::{Notify, Region};
+use crate::region::{Notify, Region, Retry, drop_pages};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -35,10 +37,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
-use vmalab::stats::{self, Counter};
-
-/// Attempts of an ioctl that answers EAGAIN or ENOMEM without progress.
-const TRIES: u32 = 64;
 
 /// Source of zero pages that are copied: write-protected ones and those about
 /// to be stored to. Filled with zeros by the loader, read by the kernel only.
@@ -51,43 +49,8 @@ pub struct UffdMmu {
     moves: AtomicBool,
 }
 
-/// Counts attempts without progress, yielding between them.
-struct Retry(u32);
-
-impl Retry {
-    fn new() -> Retry {
-        Retry(0)
-    }
-
-    /// `true`: try again.
-    fn again(&mut self) -> bool {
-        self.0 += 1;
-        if self.0 > 4 {
-            // SAFETY: no arguments; async-signal-safe.
-            unsafe { libc::sched_yield() };
-        }
-        self.0 < TRIES
-    }
-}
-
 fn one_page(page: VirtAddr) -> PageRange {
     PageRange::sized(page, PAGE_SIZE)
-}
-
-/// MADV_DONTNEED. It cannot fail on a mapped, unlocked range of ours.
-fn drop_pages(range: PageRange) {
-    let mut retry = Retry::new();
-    loop {
-        stats::count(Counter::HostMadvise);
-        // SAFETY: the range lies in a region or its twin, whose pages only
-        // faults and this crate care for.
-        let result = unsafe { libc::madvise(range.start().get() as *mut _, range.bytes(), libc::MADV_DONTNEED) };
-        match Errno::result(result) {
-            Ok(_) => return,
-            Err(Errno::EAGAIN | Errno::EINTR) if retry.again() => {}
-            Err(errno) => panic!("MADV_DONTNEED of {range:?}: {errno}"),
-        }
-    }
 }
 
 impl UffdMmu {
@@ -120,6 +83,16 @@ impl UffdMmu {
     /// Pages whose contents are hidden.
     pub fn hidden_pages(&self) -> usize {
         self.region.pages.hidden.count()
+    }
+
+    /// Pages whose contents are shared with a fork, and not here.
+    pub fn inherited_pages(&self) -> usize {
+        self.region.pages.inherited.count()
+    }
+
+    /// Pages that forked address spaces share, in the whole process.
+    pub fn shared_pages() -> usize {
+        crate::cow::used()
     }
 
     fn check(&self, range: PageRange) {
@@ -254,15 +227,20 @@ impl Mmu for UffdMmu {
     }
 
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
-        let hidden = &self.region.pages.hidden;
-        // One relaxed load where nothing is hidden. Enough: a page that we must
-        // see was hidden under the VMA lock that we now hold for reading.
-        if hidden.is_empty() || !hidden.get(self.region.bit(page)) {
+        let (states, bit) = (&self.region.pages, self.region.bit(page));
+        // One relaxed load each where nothing is hidden or inherited. Enough: a
+        // page that we must see was hidden under the VMA lock that we now hold
+        // for reading.
+        let hidden = !states.hidden.is_empty() && states.hidden.get(bit);
+        if !hidden && (states.inherited.is_empty() || !states.inherited.get(bit)) {
             return Ok(false);
         }
         // A lazily freed page comes back protected: its first store must fault.
-        let lazy = &self.region.pages.lazy;
-        let writable = writable && (lazy.is_empty() || !lazy.get(self.region.bit(page)));
+        let writable = writable && (states.lazy.is_empty() || !states.lazy.get(bit));
+        if !hidden {
+            self.unhide_inherited(page, writable)?;
+            return Ok(true);
+        }
         // MOVE drops write protection, so it is only for writable mappings.
         if writable && self.moves() && self.unhide_by_move(page)? {
             return Ok(true);
@@ -337,8 +315,11 @@ impl Mmu for UffdMmu {
         self.move_all(from, to, access)
     }
 
-    fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
-        todo!()
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        let to = PageRange::sized(to, range.bytes());
+        self.check(range);
+        child.check(to);
+        self.fork_all(child, range, to)
     }
 
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {

@@ -27,8 +27,8 @@ impl Chunk {
 }
 
 /// The bitmaps of populated pages that are not present.
-fn absent_states(region: &Region) -> [&PageBits; 1] {
-    [&region.pages.hidden]
+fn absent_states(region: &Region) -> [&PageBits; 2] {
+    [&region.pages.hidden, &region.pages.inherited]
 }
 
 impl UffdMmu {
@@ -112,6 +112,7 @@ impl UffdMmu {
         if !region.pages.lazy.is_empty() {
             region.pages.lazy.clear(first, last, |_, _| {});
         }
+        region.disinherit(first, last);
         if region.pages.hidden.is_empty() {
             return;
         }
