@@ -9,6 +9,7 @@
 //! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
 //! | fork | UFFDIO_MOVE to the arena of shared pages ([`cow`](crate::cow)); back by COPY, the last by MOVE |
 //! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | pages of files | see [`cache`](crate::cache) |
 //! | unmap | MADV_DONTNEED |
 //!
 //! # Why a page is never lost or doubled while it is unhidden
@@ -29,6 +30,8 @@ mod states;
 mod transfer;
 
 use crate::access;
+use crate::cache;
+use crate::file::FdStore;
 use crate::region::{Notify, Region, Retry, drop_pages};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
@@ -61,6 +64,7 @@ impl UffdMmu {
     pub fn new(bytes: usize, notify: Notify, privilege: Privilege) -> Result<UffdMmu, crate::region::RegionError> {
         let region = Arc::new(Region::new(bytes, notify, privilege)?);
         let both = region.uffd().features() & region.twin_uffd().features();
+        cache::enlist(&region);
         Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), region })
     }
 
@@ -272,18 +276,28 @@ impl Mmu for UffdMmu {
         match (from, to) {
             // Hidden pages come back one by one, with the protection of the day.
             (PageAccess::None, _) => Ok(()),
-            (_, PageAccess::None) => self.region.presence().runs(range, |run| self.hide_run(run)),
+            (_, PageAccess::None) => {
+                self.region.assert_released(range);
+                self.region.presence().runs(range, |run| self.hide_run(run))
+            }
             (_, PageAccess::Read) => self.set_protection(range, true),
             (_, PageAccess::ReadWrite) => self.allow_writes(range),
         }
     }
 
-    fn install_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool, _: bool, _: bool) -> Result<Installed, MmuError> {
-        todo!()
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        self.bring_file(page, file, shared, writable, for_write)
     }
 
-    fn allow_write_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool) -> Result<(), MmuError> {
-        todo!()
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        self.allow_file(page, file, shared)
     }
 
     fn discard(&self, range: PageRange) {
@@ -291,20 +305,22 @@ impl Mmu for UffdMmu {
         self.drop_contents(range);
     }
 
-    fn release_file(&self, _: PageRange, _: FilePage<'_>) {
-        todo!()
+    fn release_file(&self, range: PageRange, file: FilePage<'_>) {
+        self.check(range);
+        self.release(range, file);
     }
 
-    fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
-        todo!()
+    fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
+        self.check(range);
+        self.write_back(range, file)
     }
 
-    fn forget_file(&self, _: FilePage<'_>, _: u64) {
-        todo!()
+    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
+        self.forget(file, pages);
     }
 
-    fn shmem(&self, _: u64) -> Result<Box<dyn Store>, Errno> {
-        todo!()
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        Ok(Box::new(FdStore::memory(bytes)?))
     }
 
     fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
@@ -312,6 +328,7 @@ impl Mmu for UffdMmu {
         self.check(from);
         self.check(to);
         assert!(!from.overlaps(to), "{from:?} cannot move to {to:?}");
+        self.region.assert_released(from);
         self.move_all(from, to, access)
     }
 
@@ -319,6 +336,7 @@ impl Mmu for UffdMmu {
         let to = PageRange::sized(to, range.bytes());
         self.check(range);
         child.check(to);
+        self.region.assert_released(range);
         self.fork_all(child, range, to)
     }
 

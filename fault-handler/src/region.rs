@@ -10,6 +10,7 @@
 //! the kernel's own access to a twin page that is not there fails at once
 //! (EFAULT) and never waits for a handler thread.
 
+use crate::cache;
 use crate::cow::{self, GivingUp};
 use crate::hidden::PageBits;
 use crate::presence::Presence;
@@ -103,12 +104,14 @@ pub(crate) struct PageStates {
     pub inherited: PageBits,
     /// Freed lazily, and not stored to since.
     pub lazy: PageBits,
+    /// The page is present, and a file's ([`cache`]).
+    pub files: PageBits,
 }
 
 impl PageStates {
     fn new(pages: usize) -> Result<PageStates, Errno> {
-        let [hidden, inherited, guards, lazy] = [(); 4].map(|()| PageBits::new(pages));
-        Ok(PageStates { hidden: hidden?, inherited: inherited?, guards: guards?, lazy: lazy? })
+        let [hidden, inherited, guards, lazy, files] = [(); 5].map(|()| PageBits::new(pages));
+        Ok(PageStates { hidden: hidden?, inherited: inherited?, guards: guards?, lazy: lazy?, files: files? })
     }
 }
 
@@ -129,6 +132,8 @@ pub struct Region {
     /// Numbers of inherited pages' shared pages. Changed by mutators, before
     /// they set the bit.
     pub(crate) shares: Zeroed<AtomicU32>,
+    /// How slots of files name this region; 0: not at all.
+    pub(crate) number: AtomicU32,
     presence: Presence,
     /// Some page may carry a poison marker.
     poisoned: AtomicBool,
@@ -272,7 +277,18 @@ impl Region {
         std::mem::forget(reservation);
         tracing::debug!(?range, ?twin, origin = %uffd.origin(), "region registered");
         let (presence, poisoned) = (Presence::new(), AtomicBool::new(false));
-        Ok(Region { uffd, twin_uffd, pages, shares, presence, poisoned, range, twin_offset, reservation: whole })
+        Ok(Region {
+            uffd,
+            twin_uffd,
+            pages,
+            shares,
+            number: AtomicU32::new(0),
+            presence,
+            poisoned,
+            range,
+            twin_offset,
+            reservation: whole,
+        })
     }
 
     /// The addresses of the region.
@@ -340,6 +356,16 @@ impl Region {
         self.uffd.poison(page).is_ok()
     }
 
+    /// # Panics
+    /// If a page of `range` is a file's, which the core must have released.
+    pub(crate) fn assert_released(&self, range: PageRange) {
+        if !self.pages.files.is_empty() {
+            let (first, last) = self.bits(range);
+            let kept = self.pages.files.runs(first, last).next();
+            assert!(kept.is_none(), "a file's pages in {range:?} were not released: {kept:?}");
+        }
+    }
+
     /// Gives up what the pages with numbers `first..last` inherit.
     pub(crate) fn disinherit(&self, first: usize, last: usize) {
         if self.pages.inherited.is_empty() {
@@ -360,6 +386,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        cache::strike(self);
         // In steps: where the last bit has been found there is no use in going on.
         let pages = self.range.pages();
         for first in (0..pages).step_by(1 << 20).take_while(|_| !self.pages.inherited.is_empty()) {
