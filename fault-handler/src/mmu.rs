@@ -7,7 +7,9 @@
 //! | read-only / writable | UFFDIO_WRITEPROTECT |
 //! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
 //! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
+//! | fork | UFFDIO_MOVE to the arena of shared pages ([`cow`](crate::cow)); back by COPY, the last by MOVE |
 //! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | pages of files | see [`cache`](crate::cache) |
 //! | unmap | MADV_DONTNEED |
 //!
 //! # Why a page is never lost or doubled while it is unhidden
@@ -23,11 +25,14 @@
 //! Release of clearing it); a zero page that the fault then tries to install
 //! meets EEXIST. No path leads from a set bit to a fresh page.
 
+mod fork;
 mod states;
 mod transfer;
 
 use crate::access;
-use crate::region::{Notify, Region};
+use crate::cache;
+use crate::file::FdStore;
+use crate::region::{Notify, Region, Retry, drop_pages};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -35,10 +40,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
-use vmalab::stats::{self, Counter};
-
-/// Attempts of an ioctl that answers EAGAIN or ENOMEM without progress.
-const TRIES: u32 = 64;
 
 /// Source of zero pages that are copied: write-protected ones and those about
 /// to be stored to. Filled with zeros by the loader, read by the kernel only.
@@ -51,43 +52,8 @@ pub struct UffdMmu {
     moves: AtomicBool,
 }
 
-/// Counts attempts without progress, yielding between them.
-struct Retry(u32);
-
-impl Retry {
-    fn new() -> Retry {
-        Retry(0)
-    }
-
-    /// `true`: try again.
-    fn again(&mut self) -> bool {
-        self.0 += 1;
-        if self.0 > 4 {
-            // SAFETY: no arguments; async-signal-safe.
-            unsafe { libc::sched_yield() };
-        }
-        self.0 < TRIES
-    }
-}
-
 fn one_page(page: VirtAddr) -> PageRange {
     PageRange::sized(page, PAGE_SIZE)
-}
-
-/// MADV_DONTNEED. It cannot fail on a mapped, unlocked range of ours.
-fn drop_pages(range: PageRange) {
-    let mut retry = Retry::new();
-    loop {
-        stats::count(Counter::HostMadvise);
-        // SAFETY: the range lies in a region or its twin, whose pages only
-        // faults and this crate care for.
-        let result = unsafe { libc::madvise(range.start().get() as *mut _, range.bytes(), libc::MADV_DONTNEED) };
-        match Errno::result(result) {
-            Ok(_) => return,
-            Err(Errno::EAGAIN | Errno::EINTR) if retry.again() => {}
-            Err(errno) => panic!("MADV_DONTNEED of {range:?}: {errno}"),
-        }
-    }
 }
 
 impl UffdMmu {
@@ -98,6 +64,7 @@ impl UffdMmu {
     pub fn new(bytes: usize, notify: Notify, privilege: Privilege) -> Result<UffdMmu, crate::region::RegionError> {
         let region = Arc::new(Region::new(bytes, notify, privilege)?);
         let both = region.uffd().features() & region.twin_uffd().features();
+        cache::enlist(&region);
         Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), region })
     }
 
@@ -120,6 +87,16 @@ impl UffdMmu {
     /// Pages whose contents are hidden.
     pub fn hidden_pages(&self) -> usize {
         self.region.pages.hidden.count()
+    }
+
+    /// Pages whose contents are shared with a fork, and not here.
+    pub fn inherited_pages(&self) -> usize {
+        self.region.pages.inherited.count()
+    }
+
+    /// Pages that forked address spaces share, in the whole process.
+    pub fn shared_pages() -> usize {
+        crate::cow::used()
     }
 
     fn check(&self, range: PageRange) {
@@ -254,15 +231,20 @@ impl Mmu for UffdMmu {
     }
 
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
-        let hidden = &self.region.pages.hidden;
-        // One relaxed load where nothing is hidden. Enough: a page that we must
-        // see was hidden under the VMA lock that we now hold for reading.
-        if hidden.is_empty() || !hidden.get(self.region.bit(page)) {
+        let (states, bit) = (&self.region.pages, self.region.bit(page));
+        // One relaxed load each where nothing is hidden or inherited. Enough: a
+        // page that we must see was hidden under the VMA lock that we now hold
+        // for reading.
+        let hidden = !states.hidden.is_empty() && states.hidden.get(bit);
+        if !hidden && (states.inherited.is_empty() || !states.inherited.get(bit)) {
             return Ok(false);
         }
         // A lazily freed page comes back protected: its first store must fault.
-        let lazy = &self.region.pages.lazy;
-        let writable = writable && (lazy.is_empty() || !lazy.get(self.region.bit(page)));
+        let writable = writable && (states.lazy.is_empty() || !states.lazy.get(bit));
+        if !hidden {
+            self.unhide_inherited(page, writable)?;
+            return Ok(true);
+        }
         // MOVE drops write protection, so it is only for writable mappings.
         if writable && self.moves() && self.unhide_by_move(page)? {
             return Ok(true);
@@ -294,18 +276,28 @@ impl Mmu for UffdMmu {
         match (from, to) {
             // Hidden pages come back one by one, with the protection of the day.
             (PageAccess::None, _) => Ok(()),
-            (_, PageAccess::None) => self.region.presence().runs(range, |run| self.hide_run(run)),
+            (_, PageAccess::None) => {
+                self.region.assert_released(range);
+                self.region.presence().runs(range, |run| self.hide_run(run))
+            }
             (_, PageAccess::Read) => self.set_protection(range, true),
             (_, PageAccess::ReadWrite) => self.allow_writes(range),
         }
     }
 
-    fn install_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool, _: bool, _: bool) -> Result<Installed, MmuError> {
-        todo!()
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        self.bring_file(page, file, shared, writable, for_write)
     }
 
-    fn allow_write_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool) -> Result<(), MmuError> {
-        todo!()
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        self.allow_file(page, file, shared)
     }
 
     fn discard(&self, range: PageRange) {
@@ -313,20 +305,22 @@ impl Mmu for UffdMmu {
         self.drop_contents(range);
     }
 
-    fn release_file(&self, _: PageRange, _: FilePage<'_>) {
-        todo!()
+    fn release_file(&self, range: PageRange, file: FilePage<'_>) {
+        self.check(range);
+        self.release(range, file);
     }
 
-    fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
-        todo!()
+    fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
+        self.check(range);
+        self.write_back(range, file)
     }
 
-    fn forget_file(&self, _: FilePage<'_>, _: u64) {
-        todo!()
+    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
+        self.forget(file, pages);
     }
 
-    fn shmem(&self, _: u64) -> Result<Box<dyn Store>, Errno> {
-        todo!()
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        Ok(Box::new(FdStore::memory(bytes)?))
     }
 
     fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
@@ -334,11 +328,16 @@ impl Mmu for UffdMmu {
         self.check(from);
         self.check(to);
         assert!(!from.overlaps(to), "{from:?} cannot move to {to:?}");
+        self.region.assert_released(from);
         self.move_all(from, to, access)
     }
 
-    fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
-        todo!()
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        let to = PageRange::sized(to, range.bytes());
+        self.check(range);
+        child.check(to);
+        self.region.assert_released(range);
+        self.fork_all(child, range, to)
     }
 
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {

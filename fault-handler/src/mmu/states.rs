@@ -27,8 +27,8 @@ impl Chunk {
 }
 
 /// The bitmaps of populated pages that are not present.
-fn absent_states(region: &Region) -> [&PageBits; 1] {
-    [&region.pages.hidden]
+fn absent_states(region: &Region) -> [&PageBits; 2] {
+    [&region.pages.hidden, &region.pages.inherited]
 }
 
 impl UffdMmu {
@@ -76,7 +76,9 @@ impl UffdMmu {
     pub(super) fn allow_writes(&self, range: PageRange) -> Result<(), MmuError> {
         let region = &*self.region;
         let (first, last) = region.bits(range);
-        region.pages.lazy.gaps(first, last).try_for_each(|gap| self.set_protection(region.pages_of(gap), false))
+        let (lazy, files) = (&region.pages.lazy, &region.pages.files);
+        let gaps = lazy.gaps(first, last).flat_map(|(a, b)| files.gaps(a, b));
+        gaps.map(|gap| region.pages_of(gap)).try_for_each(|gap| self.set_protection(gap, false))
     }
 
     /// See `lazy_free`. Where pages cannot be protected they are left alone:
@@ -106,12 +108,14 @@ impl UffdMmu {
         if range.is_empty() {
             return;
         }
-        drop_pages(range);
         let region = &*self.region;
+        region.assert_released(range);
+        drop_pages(range);
         let (first, last) = region.bits(range);
         if !region.pages.lazy.is_empty() {
             region.pages.lazy.clear(first, last, |_, _| {});
         }
+        region.disinherit(first, last);
         if region.pages.hidden.is_empty() {
             return;
         }

@@ -3,6 +3,7 @@
 
 use super::{Retry, UffdMmu, drop_pages, one_page, unexpected};
 use crate::uffd::{Uffd, UffdError};
+use std::sync::atomic::Ordering;
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::mmu::{MmuError, PageAccess};
 
@@ -136,6 +137,16 @@ impl UffdMmu {
         let region = &*self.region;
         let (first, last) = region.bits(from);
         let target = region.bit(to.start());
+        if !region.pages.inherited.is_empty() {
+            region.pages.inherited.clear(first, last, |a, b| {
+                let (new, end) = (target + (a - first), target + (b - first));
+                for bit in a..b {
+                    let number = region.shares[bit].load(Ordering::Relaxed);
+                    region.shares[target + (bit - first)].store(number, Ordering::Relaxed);
+                }
+                region.pages.inherited.set(new, end);
+            });
+        }
         for bits in [&region.pages.lazy, &region.pages.guards] {
             if !bits.is_empty() {
                 bits.clear(first, last, |a, b| bits.set(target + (a - first), target + (b - first)));
