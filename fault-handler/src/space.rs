@@ -195,17 +195,17 @@ impl<S: LockScheme, P: Pager> AddressSpace<S, P> {
         Ok(AddressSpace { mm, registration, queue, recipe })
     }
 
-    /// A second address space of the same size, delivery and rights, with what
-    /// `inherit` gives it: it is handed our `Mm` and the new one's `Mmu`, and
-    /// makes the new `Mm`.
+    /// `fork(2)` inside the process: a second address space of the same size,
+    /// delivery and rights, which inherits what the kernel's would ([`Mm::fork`]).
+    /// Its mappings have the same distance from the start of its own region.
     ///
     /// # Errors
     /// [`Error`]; nothing is left behind.
-    pub fn fork_with(
-        &self,
-        inherit: impl FnOnce(&Mm<S, UffdMmu, P>, UffdMmu) -> Result<Mm<S, UffdMmu, P>, Errno>,
-    ) -> Result<AddressSpace<S, P>, Error> {
-        let mm = inherit(&self.mm, self.recipe.mmu()?).map_err(Error::Fork)?;
+    pub fn fork(&self) -> Result<AddressSpace<S, P>, Error>
+    where
+        P: Clone,
+    {
+        let mm = self.mm.fork(self.recipe.mmu()?).map_err(Error::Fork)?;
         AddressSpace::around(mm, self.recipe.clone())
     }
 

@@ -6,9 +6,8 @@ mod common;
 use common::{How, Served, State};
 use vmalab::addr::VirtAddr;
 use vmalab::lock::TypeSafe;
-use vmalab::mm::{MapFlags, Mm, Prot};
+use vmalab::mm::{MapFlags, Prot};
 use vmalab::mmu::Mmu;
-use vmalab::pager::AnyPager;
 use vmalab_fault_handler::AddressSpace;
 use vmalab_fault_handler::access::{load_u64, store_u64};
 use vmalab_fault_handler::mmu::UffdMmu;
@@ -59,17 +58,7 @@ fn an_address_space_makes_another_like_it() {
         .mmap(start, LEN, Prot::READ | Prot::WRITE, MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::FIXED)
         .unwrap();
     space.write(VirtAddr(start), b"inherited").unwrap();
-    // As the core will do it, but without its locks: nothing else runs.
-    let child = space
-        .fork_with(|mm, mmu| {
-            let to = mmu.range().start();
-            mm.mmu().fork_range(&mmu, vmalab::addr::PageRange::sized(VirtAddr(start), LEN), to).unwrap();
-            let child = Mm::new(mmu, AnyPager::Zero);
-            let flags = MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::FIXED_NOREPLACE;
-            child.mmap(to.get(), LEN, Prot::READ | Prot::WRITE, flags)?;
-            Ok(child)
-        })
-        .unwrap();
+    let child = space.fork().unwrap();
     space.write(VirtAddr(start), b"disowned!").unwrap();
     let mut found = [0; 9];
     child.read(child.range().start(), &mut found).unwrap();

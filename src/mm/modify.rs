@@ -168,8 +168,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
     }
 
-    /// Removes every page.
+    /// Removes every page. What was stored to a shared mapping is in the file
+    /// afterwards, even if another mapping has the page by now.
     pub(super) fn zap_touched(&self, touched: &Touched) {
+        for &(range, file, index) in &touched.files {
+            // SAFETY: as in `release_files`.
+            let inode = unsafe { file.get() }.inode();
+            // What cannot be written is lost, as with the kernel's.
+            let _ = self.mmu().sync_file(range, crate::file::FilePage { inode, index });
+        }
         self.release_files(touched);
         self.mmu().zap(touched.span);
     }

@@ -13,6 +13,8 @@ pub(crate) mod adverse;
 pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod native;
+#[cfg(test)]
+pub(crate) mod sabotaged;
 pub(crate) mod soft;
 
 use crate::RunError;

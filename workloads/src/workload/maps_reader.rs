@@ -16,8 +16,8 @@ use vmalab::mm::{MapFlags, MapsEntry, Prot, RemapFlags};
 /// Mappings of a row, of three pages each, which differ from their neighbours.
 const ROW: usize = 16;
 const EACH: usize = 3 * PAGE_SIZE;
-/// A row, and the place to which one mapping of it goes and comes back.
-const BYTES: usize = (ROW + 1) * EACH;
+/// A row, a gap, and the place to which one mapping of it goes and comes back.
+const BYTES: usize = (ROW + 1) * EACH + PAGE_SIZE;
 
 pub(super) struct MapsReader {
     /// The row of each mutator, with its address space.
@@ -78,7 +78,7 @@ impl MapsReader {
             }
             _ => {
                 let flags = RemapFlags::MAYMOVE | RemapFlags::FIXED;
-                let away = row.end();
+                let away = row.end() + PAGE_SIZE;
                 ctx.mremap(ctx.mm, start, EACH, EACH, flags, away)?;
                 ctx.mremap(ctx.mm, away, EACH, EACH, flags, start)
             }
