@@ -28,6 +28,10 @@ impl UffdMmu {
         let (mut at, end) = (route.from.start(), route.from.end());
         let mut retry = Retry::new();
         while at < end {
+            #[cfg(test)]
+            if tests::fails_now() {
+                return Err(MmuError::NoMemory);
+            }
             if !self.moves() {
                 self.transfer_by_copy(route, at, &mut placed)?;
                 at = at + PAGE_SIZE;
@@ -190,5 +194,83 @@ impl UffdMmu {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Notify;
+    use crate::uffd::Privilege;
+    use std::cell::Cell;
+    use vmalab::mmu::{Content, Mmu, PageBuf};
+
+    thread_local! {
+        /// Calls of the host that work before one that does not, and how many
+        /// of these in a row.
+        static FAILS: Cell<Option<(u32, u32)>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn fails_now() -> bool {
+        match FAILS.take() {
+            Some((0, more)) => {
+                FAILS.set((more > 1).then(|| (0, more - 1)));
+                true
+            }
+            Some((calls, more)) => {
+                FAILS.set(Some((calls - 1, more)));
+                false
+            }
+            None => false,
+        }
+    }
+
+    #[test]
+    fn a_move_that_fails_leaves_everything_where_it_was() {
+        const PAGES: usize = 24;
+        for moves in [true, false] {
+            let mmu = UffdMmu::new(64 * PAGE_SIZE, Notify::Signal, Privilege::User).unwrap();
+            if !moves {
+                mmu.forget_move();
+            }
+            let start = mmu.range().start();
+            let pages = |from: usize, to: usize| PageRange::new(start + from * PAGE_SIZE, start + to * PAGE_SIZE);
+            let is_hole = |page: usize| page % 5 == 4;
+            for page in (0..PAGES).filter(|&page| !is_hole(page)) {
+                let content = Content::Page(&PageBuf([page as u8; PAGE_SIZE]));
+                mmu.install(start + page * PAGE_SIZE, content, true, true).unwrap();
+            }
+            mmu.protect(pages(3, 8), PageAccess::ReadWrite, PageAccess::None).unwrap();
+            mmu.lazy_free(pages(6, 13));
+            let check = |first: usize, why: &str| {
+                let mut found = Vec::new();
+                mmu.presence(mmu.range(), &mut |run| found.extend(run.iter_pages().map(|p| (p - start) / PAGE_SIZE)));
+                let wanted: Vec<_> = (0..PAGES).filter(|&page| !is_hole(page)).map(|page| first + page).collect();
+                assert_eq!(found, wanted, "{why}");
+            };
+            let mut failures = 0;
+            for calls in 0.. {
+                FAILS.set(Some((calls, 1 + calls % 3)));
+                let access = if calls % 2 == 0 { PageAccess::ReadWrite } else { PageAccess::Read };
+                let moved = mmu.move_range(pages(0, PAGES), pages(32, 33).start(), access);
+                if moved.is_ok() {
+                    break;
+                }
+                assert!(FAILS.take().is_none(), "the move was not taken back");
+                failures += 1;
+                check(0, "after a failure");
+            }
+            FAILS.set(None);
+            assert!(failures > 3, "only {failures} calls");
+            check(32, "moved");
+            for page in (0..PAGES).filter(|&page| !is_hole(page)) {
+                let at = start + (32 + page) * PAGE_SIZE;
+                mmu.unhide(at, true).unwrap();
+                // SAFETY: present now.
+                assert_eq!(unsafe { (at.get() as *const u8).read_volatile() }, page as u8);
+            }
+            mmu.reclaim(mmu.range());
+            assert!((38..45).all(|page| !mmu.region.pages.lazy.get(page)));
+        }
     }
 }
