@@ -345,8 +345,9 @@ impl Mmu for UffdMmu {
         self.populated(range, run);
     }
 
-    fn was_written(&self, _: PageRange) -> bool {
-        false
+    fn was_written(&self, range: PageRange) -> bool {
+        self.check(range);
+        self.region.presence().written(range)
     }
 
     fn guard(&self, range: PageRange) {

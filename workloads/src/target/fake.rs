@@ -2,14 +2,14 @@
 //! Correct, or with one [`Bug`] planted that an oracle must catch.
 
 use super::Target;
+use crate::RunError;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use vmalab::Errno;
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use crate::RunError;
-use std::sync::Arc;
 use vmalab::file::File;
 use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::pager::{PageRequest, Stamp};

@@ -5,12 +5,12 @@
 
 use super::{SlabUse, Target};
 use crate::RunError;
+use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::lock::LockScheme;
-use std::sync::Arc;
 use vmalab::file::{File, Inode};
+use vmalab::lock::LockScheme;
 use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::mmu::Mmu;
 use vmalab::pager::AnyPager;

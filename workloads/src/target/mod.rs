@@ -23,7 +23,7 @@ use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
 use vmalab::file::File;
-use vmalab::mm::{MapFlags, MapsEntry, Mapping, Prot, RemapFlags};
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::pager::Stamp;
 use vmalab::slab::Slab;
 

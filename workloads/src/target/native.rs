@@ -11,11 +11,11 @@ use crate::RunError;
 use nix::sys::mman::{self, ProtFlags};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use std::sync::Arc;
 use vmalab::file::File;
 use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 

@@ -2,15 +2,15 @@
 
 use super::{SlabUse, Target};
 use crate::RunError;
+use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::lock::LockScheme;
-use std::sync::Arc;
 use vmalab::file::{File, Inode};
+use vmalab::lock::LockScheme;
 use vmalab::mm::{MapFlags, Mapping, MapsEntry, Mm, Prot, RemapFlags};
-use vmalab::mmu::{Mmu, MmuError};
 use vmalab::mmu::soft::{self, SoftMmu};
+use vmalab::mmu::{Mmu, MmuError};
 use vmalab::pager::{AnyPager, Stamp};
 
 /// An address space over [`SoftMmu`], reached through `Mm::read` and `Mm::write`.

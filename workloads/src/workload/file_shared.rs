@@ -12,8 +12,8 @@ use crate::target::Target;
 use crate::verify::{Oracle, word_of};
 use std::sync::Arc;
 use vmalab::addr::{PAGE_SIZE, VirtAddr};
-use vmalab::file::File;
 use vmalab::fault::Signal;
+use vmalab::file::File;
 
 const PAGES: usize = 8;
 const BYTES: usize = PAGES * PAGE_SIZE;
@@ -104,7 +104,8 @@ impl Workload for FileShared {
                 _ => {
                     let value = load(ctx, word(other))?;
                     if ctx.verify && value < seen[other][page] {
-                        let message = format!("the word of thread {other} went back to {value:#x} from {:#x}", seen[other][page]);
+                        let message =
+                            format!("the word of thread {other} went back to {value:#x} from {:#x}", seen[other][page]);
                         return Err(ctx.violation(Oracle::Contents, ctx.mm, word(other), message));
                     }
                     seen[other][page] = value;

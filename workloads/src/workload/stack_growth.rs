@@ -45,7 +45,8 @@ impl Workload for StackGrowth {
                 let value = ctx.value();
                 let result = ctx.first_store(ctx.mm, addr, value);
                 if let Err(signal) = ctx.not_bus(addr, result)? {
-                    let message = format!("a store to page {page} of a stack that may have {PAGES} ended in {signal:?}");
+                    let message =
+                        format!("a store to page {page} of a stack that may have {PAGES} ended in {signal:?}");
                     return Err(ctx.violation(Oracle::Outcome, ctx.mm, addr, message));
                 }
                 values.push((addr, value));
