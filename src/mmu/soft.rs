@@ -226,6 +226,9 @@ impl Mmu for SoftMmu {
     }
 
     fn protect(&self, range: PageRange, _: PageAccess, to: PageAccess) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         for page in range.iter_pages() {
             if let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) {
                 self.unlock_page(page, reprotected(old, to));
@@ -291,10 +294,16 @@ impl Mmu for SoftMmu {
     }
 
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        if crate::inject::fails() {
+            return Err(Errno::ENOMEM);
+        }
         Ok(Box::new(MemoryStore::new(bytes)))
     }
 
     fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         assert!(!from.overlaps(PageRange::sized(to, from.bytes())));
         for page in from.iter_pages() {
             let target = to + (page - from.start());
@@ -315,6 +324,9 @@ impl Mmu for SoftMmu {
     }
 
     fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         for page in range.iter_pages() {
             let target = to + (page - range.start());
             let Some(old) = self.lock_page(page, |now| now & (POPULATED | GUARDED) == 0) else {

@@ -502,6 +502,9 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
     /// This is `vm_area_dup`, too: a VMA is made from its [`Segment`], field by
     /// field. The lock, `detached` in particular, is never copied (S-A).
     pub(crate) fn alloc(write: &MmapWrite<'w, S>, segment: &Segment) -> Option<VmaNew<'w, S>> {
+        if crate::inject::fails() {
+            return None;
+        }
         let mm = write.mm();
         let new = VmaNew { vma: S::slab().alloc()?, mm };
         let vma = new.vma();
