@@ -109,6 +109,8 @@ bitflags::bitflags! {
         const STACK = 0x2_0000;
         /// MAP_HUGETLB: not emulated, EOPNOTSUPP.
         const HUGETLB = 0x4_0000;
+        /// MAP_SYNC: without effect, except that it keeps mappings from merging.
+        const SYNC = 0x8_0000;
         /// MAP_FIXED_NOREPLACE
         const FIXED_NOREPLACE = 0x10_0000;
     }

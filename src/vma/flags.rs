@@ -39,6 +39,8 @@ bitflags::bitflags! {
         const ACCOUNT = 0x10_0000;
         /// VM_NORESERVE
         const NORESERVE = 0x20_0000;
+        /// VM_SYNC: MAP_SYNC was asked for; without effect.
+        const SYNC = 0x80_0000;
         /// VM_WIPEONFORK: a forked child finds zeros.
         const WIPEONFORK = 0x0200_0000;
         /// VM_DONTDUMP
@@ -78,6 +80,9 @@ impl VmaFlags {
         }
         if flags.contains(MapFlags::LOCKED) {
             vm |= VmaFlags::LOCKED;
+        }
+        if flags.contains(MapFlags::SYNC) {
+            vm |= VmaFlags::SYNC;
         }
         if flags.contains(MapFlags::STACK) {
             vm |= VmaFlags::NOHUGEPAGE;
