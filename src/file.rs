@@ -13,6 +13,12 @@
 //! mapping takes the page away from there. The owner of each page, whether
 //! the store is behind, and the lock under which both change are one word of
 //! [`Inode::slots`]; the [`Mmu`](crate::mmu::Mmu) does the rest.
+//!
+//! What shows of it: a page that was populated may be gone when a system call
+//! meets it (EFAULT, unless kernel faults are served); readers of one page
+//! through many mappings take it from each other; and one instruction that
+//! loads from a page through one mapping and stores to the same page through
+//! another (`rep movs` between two mappings of one page) never completes.
 
 use crate::addr::PAGE_SIZE;
 use crate::sync::plain::AtomicU64;

@@ -6,6 +6,10 @@
 //! alike: in both the page is missing, a bit in `inherited` is set, and a word
 //! in `shares` has the shared page's number. The first access brings a copy;
 //! the last of those who inherit it gets the page itself, if it may be writable.
+//! (Were the contents left in the parent, loads there would go on without a
+//! fault, as they do in Linux. But then a shared page would have an address that
+//! changes whenever the parent unmaps, moves, hides or stores, and a lock for it
+//! on the fault path. So parent and child are equals, and there is none.)
 //!
 //! # Protocol
 //!

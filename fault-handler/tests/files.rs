@@ -242,3 +242,44 @@ fn no_increment_is_lost_between_mappings() {
         assert_eq!([0, 1, 2].map(|page| in_store(&inode, page)), [total; COUNTED]);
     });
 }
+
+/// A store of a private mapping never lands in the file, whoever takes the
+/// page away or brings it back between the fault and its answer (rule 4 of
+/// `cache`).
+#[test]
+fn a_private_store_never_reaches_the_file() {
+    const MINE: u64 = 1 << 40;
+    everywhere(|map| {
+        let inode = file(PAGES * PAGE_SIZE);
+        for _ in 0..4 {
+            let (private, shared) = (map(&inode, false), map(&inode, true));
+            let turn = AtomicU64::new(0);
+            std::thread::scope(|scope| {
+                let storing = scope.spawn(|| {
+                    for page in 0..PAGES {
+                        turn.store(page as u64, SeqCst);
+                        load(&private, page).unwrap();
+                        counter(&private, page).fetch_or(MINE, SeqCst);
+                    }
+                    turn.store(u64::MAX, SeqCst);
+                });
+                for served in [&private, &shared, &shared] {
+                    let turn = &turn;
+                    scope.spawn(move || {
+                        loop {
+                            let page = turn.load(SeqCst);
+                            if page == u64::MAX {
+                                break;
+                            }
+                            load(served, page as usize).unwrap();
+                        }
+                    });
+                }
+                storing.join().unwrap();
+            });
+            for page in 0..PAGES {
+                assert_eq!((load(&private, page), load(&shared, page)), (Ok(MINE), Ok(0)), "page {page}");
+            }
+        }
+    });
+}
