@@ -117,7 +117,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     }
 
     /// The fault under the mmap lock (`lock_mm_and_find_vma`).
-    fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
+    pub(crate) fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
         point(Point::Fallback);
         let read = self.core().mmap_read();
         let found = {
@@ -151,18 +151,23 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if !permitted {
             return Step::Finished(Outcome::Signal(Signal::AccErr));
         }
-        if access.write && vma.anon_vma() == 0 && !self.anon_vma_prepare(vma) {
+        // The first store to private memory gives it its identity.
+        let private = !flags.contains(VmaFlags::SHARED);
+        if access.write && private && vma.anon_vma() == 0 && !self.fault_prepares_anon_vma(vma) {
             return Step::Retry;
         }
         // Before the page appears: who removes it looks here first.
         vma.set_touched();
         let page = addr.page();
-        let done = if access.present {
+        let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
             // somebody else has just served the same page.
-            if access.write { self.mmu().allow_write(page) } else { Ok(()) }
-        } else {
-            self.make_present(vma, page, access.write)
+            (true, None) if access.write => self.mmu().allow_write(page),
+            (true, Some(file)) if access.write => self.mmu().allow_write_file(page, file, !private),
+            (true, _) => Ok(()),
+            (false, _) if self.mmu().is_guarded(page) => return Step::Finished(Outcome::Signal(Signal::MapErr)),
+            (false, None) => self.make_present(vma, page, access.write),
+            (false, Some(_)) => self.make_file_present(vma, page, access.write),
         };
         Step::Finished(match done {
             // Again: the access is repeated, and so is the fault if need be.
@@ -170,6 +175,25 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             Err(MmuError::NoMemory | MmuError::BeyondEnd) => Outcome::Signal(Signal::Bus),
             Err(MmuError::Gone) => Outcome::Signal(Signal::MapErr),
         })
+    }
+
+    /// `do_read_fault`, `do_cow_fault`, `do_shared_fault`
+    fn make_file_present(&self, vma: &mut VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
+        // A copy that belongs to the mapping may be out of sight. (It comes back
+        // protected: the next store faults.)
+        let private = !vma.flags().contains(VmaFlags::MAYSHARE);
+        if private && self.mmu().unhide(page, false)? {
+            return Ok(());
+        }
+        let writable = vma.flags().contains(VmaFlags::WRITE);
+        before_install(vma);
+        let file = vma.file_page(page).expect("a file mapping");
+        let installed = self.mmu().install_file(page, file, !private, writable, for_write)?;
+        count(match installed {
+            Installed::New => Counter::PageInstalled,
+            Installed::Exists => Counter::PageExists,
+        });
+        Ok(())
     }
 
     /// `do_anonymous_page`, and hidden pages.
@@ -210,13 +234,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         self.mmu().install(page, content, writable, for_write)
     }
 
-    /// Gives the VMA an identity for its anonymous pages: a neighbour's, if
-    /// the two could become one VMA, else a new one (`__vmf_anon_prepare`,
-    /// `find_mergeable_anon_vma`). Looking at neighbours takes the mmap lock;
-    /// with the VMA's own lock held it must not be waited for. `false`: could
-    /// not have it.
+    /// Gives the VMA an identity for its anonymous pages (`__vmf_anon_prepare`).
+    /// Looking at neighbours takes the mmap lock; with the VMA's own lock held
+    /// it must not be waited for. `false`: could not have it.
     #[cold]
-    fn anon_vma_prepare(&self, vma: &VmaRead<'_, S>) -> bool {
+    fn fault_prepares_anon_vma(&self, vma: &VmaRead<'_, S>) -> bool {
         point(Point::Prepare);
         let guard = if vma.is_vma_lock() && mutant(Mutant::FaultWaitsForMmapLock) {
             Some(self.core().mmap_lock.read())
@@ -228,39 +250,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         } else {
             None
         };
-        let (range, flags) = (vma.range(), vma.flags());
         // SAFETY: the mmap lock is held, by the guard above or by `vma`.
         let snapshot = unsafe { self.core().tree.snapshot_locked() };
-        let next = snapshot.next(range.end()).filter(|e| e.range.start() == range.end());
-        let prev = snapshot.prev(range.start()).filter(|e| e.range.end() == range.start());
-        let shared = next.into_iter().chain(prev).find_map(|entry| {
-            // SAFETY: attached, and the mmap lock is held while we look.
-            let neighbour = unsafe { crate::vma::VmaRef::new(entry.ptr) }.segment();
-            let alike = (neighbour.flags ^ flags).difference(VmaFlags::ACCESS).is_empty();
-            (alike && neighbour.anon_vma != 0).then_some(neighbour.anon_vma)
-        });
-        vma.set_anon_vma(shared.unwrap_or_else(|| self.core().next_anon_vma()));
+        vma.set_anon_vma(self.core().anon_vma_for(snapshot, &vma.segment()));
         drop(guard);
         true
-    }
-
-    /// Makes every page of `range` present, for writing where that is
-    /// permitted (`mm_populate`).
-    ///
-    /// # Errors
-    /// The signal that the first page which cannot be had would earn; the
-    /// pages before it are present.
-    pub fn populate(&self, range: crate::addr::PageRange) -> Result<(), Signal> {
-        for page in range.iter_pages() {
-            let write = {
-                let read = self.core().mmap_read();
-                let entry = read.snapshot().entry_at(page).ok_or(Signal::MapErr)?;
-                read.vma(entry).segment().flags.contains(VmaFlags::WRITE)
-            };
-            if let Outcome::Signal(signal) = self.mmap_lock_fault(page, Access { write, present: false }) {
-                return Err(signal);
-            }
-        }
-        Ok(())
     }
 }

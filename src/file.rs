@@ -13,6 +13,12 @@
 //! mapping takes the page away from there. The owner of each page, whether
 //! the store is behind, and the lock under which both change are one word of
 //! [`Inode::slots`]; the [`Mmu`](crate::mmu::Mmu) does the rest.
+//!
+//! What shows of it: a page that was populated may be gone when a system call
+//! meets it (EFAULT, unless kernel faults are served); readers of one page
+//! through many mappings take it from each other; and one instruction that
+//! loads from a page through one mapping and stores to the same page through
+//! another (`rep movs` between two mappings of one page) never completes.
 
 use crate::addr::PAGE_SIZE;
 use crate::sync::plain::AtomicU64;
@@ -102,12 +108,23 @@ pub struct File {
     inode: Arc<Inode>,
     readable: bool,
     writable: bool,
+    write_sealed: bool,
 }
 
 impl File {
     /// Opens `inode` for reading, writing, or both.
     pub fn open(inode: Arc<Inode>, readable: bool, writable: bool) -> Arc<File> {
-        Arc::new(File { inode, readable, writable })
+        Arc::new(File { inode, readable, writable, write_sealed: false })
+    }
+
+    /// Opens a memfd that is sealed against writing (F_SEAL_WRITE).
+    pub fn open_sealed(inode: Arc<Inode>) -> Arc<File> {
+        Arc::new(File { inode, readable: true, writable: true, write_sealed: true })
+    }
+
+    /// Sealed against writing, so never mapped both shared and writable.
+    pub fn write_sealed(&self) -> bool {
+        self.write_sealed
     }
 
     /// The contents.
@@ -212,21 +229,33 @@ impl Store for MemoryStore {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        for (at, byte) in (offset..).zip(buf) {
-            let word = self.words.get((at / 8) as usize).filter(|_| at < self.bytes);
-            *byte = word.map_or(0, |word| word.load(Ordering::Relaxed).to_ne_bytes()[(at % 8) as usize]);
+        let mut at = offset;
+        for part in words_of(offset, buf.len()) {
+            let word = self.words.get((at / 8) as usize).map_or(0, |word| word.load(Ordering::Relaxed));
+            let start = (at % 8) as usize;
+            buf[part.clone()].copy_from_slice(&word.to_ne_bytes()[start..start + part.len()]);
+            at += part.len() as u64;
         }
         Ok(())
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        for (at, &byte) in (offset..self.bytes).zip(bytes) {
-            let merge = |word: u64| {
-                let mut word = word.to_ne_bytes();
-                word[(at % 8) as usize] = byte;
-                Some(u64::from_ne_bytes(word))
-            };
-            let _ = self.words[(at / 8) as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, merge);
+        let mut at = offset;
+        // Bytes behind the end stay zero.
+        let within = self.bytes.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        for part in words_of(offset, within) {
+            let (word, start, part) = (&self.words[(at / 8) as usize], (at % 8) as usize, &bytes[part]);
+            if let Ok(whole) = <[u8; 8]>::try_from(part) {
+                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+            } else {
+                let merge = |word: u64| {
+                    let mut word = word.to_ne_bytes();
+                    word[start..start + part.len()].copy_from_slice(part);
+                    Some(u64::from_ne_bytes(word))
+                };
+                let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, merge);
+            }
+            at += part.len() as u64;
         }
         Ok(())
     }
@@ -237,5 +266,34 @@ impl Store for MemoryStore {
 
     fn sync(&self) -> Result<(), Errno> {
         Ok(())
+    }
+}
+
+/// The parts of a buffer of `len` bytes that lie in one word each, if it starts
+/// at `offset`: whole aligned words are loaded and stored in one go.
+fn words_of(offset: u64, len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let start = done;
+        done = len.min(start + 8 - ((offset + start as u64) % 8) as usize);
+        (start < done).then_some(start..done)
+    })
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_store_ends_where_it_ends() {
+        let store = MemoryStore::new(21);
+        store.write_at(3, &[7; 100]).unwrap();
+        let mut buf = [1; 40];
+        store.read_at(0, &mut buf).unwrap();
+        assert_eq!((&buf[..3], &buf[3..21], &buf[21..]), (&[0; 3][..], &[7; 18][..], &[0; 19][..]));
+        store.punch(10, 5).unwrap();
+        store.read_at(9, &mut buf[..7]).unwrap();
+        assert_eq!(buf[..7], [7, 0, 0, 0, 0, 0, 7]);
+        store.write_at(50, &[1]).unwrap();
     }
 }

@@ -74,6 +74,7 @@
 pub mod addr;
 pub mod fault;
 pub mod file;
+mod inject;
 pub mod lock;
 mod membarrier;
 pub mod mm;

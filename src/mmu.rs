@@ -19,11 +19,20 @@
 //! |---|---|---|
 //! | absent | a missing page | `zap`, `discard` |
 //! | present | memory, writable or protected | `install`, `install_file` |
-//! | hidden | a missing page; contents are kept | `protect(.., None)`, `move_range`, `fork_range` |
+//! | hidden | a missing page; contents are kept | `protect(.., None)`, `move_range`, `fork_range` (in parent and child) |
 //! | guarded | a missing page, and the fault path a signal | `guard` |
 //!
-//! A hidden or guarded page counts as populated like a present one, and comes
-//! along with `move_range`.
+//! A hidden page counts as populated like a present one; both come along with
+//! `move_range`, and so do guards.
+//!
+//! Pages of files are another matter: where each of them is depends on all who
+//! map it ([`crate::file`]). They come with `install_file` and go with
+//! `release_file`, `allow_write_file` (which makes a copy out of a private
+//! mapping's) or a fault elsewhere. `zap`, `discard`, `guard`,
+//! `protect(.., None)`, `move_range` and `fork_range` panic if a page of their
+//! range is still a file's: release it first. `protect` to another access is
+//! fine: stores to pages of files still fault. And an `Mmu` must have released
+//! all of them when it is dropped.
 
 pub mod soft;
 
@@ -148,16 +157,17 @@ pub trait Mmu: Send + Sync + 'static {
     ) -> Result<Installed, MmuError>;
 
     /// Brings `page` back if its contents were hidden: by `protect(.., None)`,
-    /// or because they were moved or inherited under protection.
+    /// by a move under protection, or by a fork. If it was freed lazily it
+    /// comes back protected even if `writable`.
     /// `Ok(false)`: nothing is hidden there.
     ///
     /// # Errors
     /// [`MmuError`]; contents are not lost.
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError>;
 
-    /// Permits stores to `page`, if it is present and write-protected. If its
-    /// contents are shared with a forked address space, that one keeps them
-    /// (copy-on-write).
+    /// Permits stores to `page`, if it is present and write-protected; it is
+    /// not freed lazily any more. (What is shared with a forked address space
+    /// is not present: `unhide` makes the copy.)
     ///
     /// # Errors
     /// [`MmuError::Again`], [`MmuError::NoMemory`], [`MmuError::Gone`].
@@ -172,8 +182,11 @@ pub trait Mmu: Send + Sync + 'static {
     fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError>;
 
     /// Removes every page of `range`, hidden and guarded ones too. When it
-    /// returns no thread can still reach the old contents. Pages of files must
-    /// have been released.
+    /// returns no thread can still reach the old contents.
+    ///
+    /// # Panics
+    /// If a page of a file was not released. So do `discard`, `guard`,
+    /// `protect(.., None)`, `move_range` and `fork_range`.
     fn zap(&self, range: PageRange);
 
     /// Like `zap`, but guards stay (MADV_DONTNEED).
@@ -191,7 +204,9 @@ pub trait Mmu: Send + Sync + 'static {
     fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno>;
 
     /// Takes `pages` pages of the file out of every mapping, wherever it is,
-    /// and drops what they hold (before a hole is punched).
+    /// and drops what they hold. Around the punching of a hole: before it, so
+    /// that old contents are not written back into it, and after it, as a fault
+    /// may have brought some in again.
     fn forget_file(&self, file: FilePage<'_>, pages: u64);
 
     /// Memory for a shared anonymous mapping of `bytes` bytes (`shmem_zero_setup`).
@@ -210,17 +225,18 @@ pub trait Mmu: Send + Sync + 'static {
     fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError>;
 
     /// Moves everything in `from` to `to`, which holds nothing and does not
-    /// overlap it: present, hidden and guarded pages (`move_page_tables`).
+    /// overlap it: present and hidden pages, guards and marks of lazy freeing
+    /// (`move_page_tables`).
     /// `access`: what the pages permit from then on. If it is not
     /// [`ReadWrite`](PageAccess::ReadWrite) no store may pass at `to`, not for
     /// a moment; contents may be hidden there.
     ///
     /// # Errors
-    /// [`MmuError`]: everything is back in `from`.
+    /// [`MmuError`]: everything is back in `from`, perhaps hidden.
     fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError>;
 
-    /// Lets `child` inherit everything in `range`, at `to`: contents are shared
-    /// until one of the two is stored to, guards are copied
+    /// Lets `child` inherit everything in `range`, at `to`: contents are hidden
+    /// in both and shared until they are touched, marks are copied
     /// (`copy_page_range`). Nobody uses `child` yet.
     ///
     /// # Errors
@@ -232,6 +248,10 @@ pub trait Mmu: Send + Sync + 'static {
     /// Calls `run` with each stretch of populated pages in `range`, ascending:
     /// present or hidden, not guarded.
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange));
+
+    /// Whether a page of `range`, installed for loads, was stored to without a
+    /// fault that was served here (the host's own copy-on-write of the zero page).
+    fn was_written(&self, range: PageRange) -> bool;
 
     /// Removes what is in `range` and marks every page of it (MADV_GUARD_INSTALL).
     fn guard(&self, range: PageRange);
@@ -246,8 +266,8 @@ pub trait Mmu: Send + Sync + 'static {
     fn first_guarded(&self, range: PageRange) -> Option<VirtAddr>;
 
     /// Contents of `range` may be dropped by the next `reclaim` unless they are
-    /// stored to before (MADV_FREE). The fault path is told of the store, by
-    /// `allow_write`.
+    /// stored to before (MADV_FREE). The first store faults, whatever `protect`
+    /// and `unhide` permit, and `allow_write` cancels. Not for pages of files.
     fn lazy_free(&self, range: PageRange);
 
     /// Drops what was freed lazily in `range` (MADV_PAGEOUT).

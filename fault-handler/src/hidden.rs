@@ -1,8 +1,7 @@
-//! [`PageBits`]: one bit for each page of a region, in memory that the host
-//! provides as it is touched.
+//! [`PageBits`]: one bit for each page of a region: hidden, guarded, and so on.
 
+use crate::zeroed::Zeroed;
 use nix::errno::Errno;
-use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const WORD_BITS: usize = 64;
@@ -12,16 +11,10 @@ const WORD_BITS: usize = 64;
 /// Setting and clearing of one bit must be ordered by a lock of the caller
 /// (the VMA lock); reading needs nothing.
 pub struct PageBits {
-    words: NonNull<AtomicU64>,
-    len: usize,
+    words: Zeroed<AtomicU64>,
     /// Bits set.
     count: AtomicUsize,
 }
-
-// SAFETY: the words are atomics in memory that lives as long as this object.
-unsafe impl Send for PageBits {}
-// SAFETY: as above.
-unsafe impl Sync for PageBits {}
 
 impl PageBits {
     /// `bits` bits, all clear.
@@ -29,29 +22,7 @@ impl PageBits {
     /// # Errors
     /// The host's, if it cannot reserve the memory.
     pub fn new(bits: usize) -> Result<PageBits, Errno> {
-        let len = bits.div_ceil(WORD_BITS).max(1);
-        // SAFETY: a new mapping where the kernel likes.
-        let words = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len * size_of::<AtomicU64>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if words == libc::MAP_FAILED {
-            return Err(Errno::last());
-        }
-        let words = NonNull::new(words.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(PageBits { words, len, count: AtomicUsize::new(0) })
-    }
-
-    fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping holds `len` words, zero at first, and is unmapped
-        // only when this object goes.
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+        Ok(PageBits { words: Zeroed::new(bits.div_ceil(WORD_BITS))?, count: AtomicUsize::new(0) })
     }
 
     /// Whether no bit is set.
@@ -63,6 +34,13 @@ impl PageBits {
         self.count.load(Ordering::Relaxed) == 0
     }
 
+    /// The same for who is about to free this object: every `clear` that made
+    /// it so has ended, as the count is the last thing it touches.
+    pub fn is_empty_at_last(&self) -> bool {
+        // Acquire: pairs with the Release in `clear`.
+        self.count.load(Ordering::Acquire) == 0
+    }
+
     /// Bits set.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -72,7 +50,38 @@ impl PageBits {
     #[inline]
     pub fn get(&self, bit: usize) -> bool {
         // Acquire: pairs with the Release in `set` and `clear`.
-        self.words()[bit / WORD_BITS].load(Ordering::Acquire) & (1 << (bit % WORD_BITS)) != 0
+        self.words[bit / WORD_BITS].load(Ordering::Acquire) & (1 << (bit % WORD_BITS)) != 0
+    }
+
+    /// The first bit from `from` on, below `to`, that is `set`.
+    fn next(&self, from: usize, to: usize, set: bool) -> Option<usize> {
+        masks(from, to).find_map(|(word, mask)| {
+            // Acquire: as in `get`.
+            let bits = self.words[word].load(Ordering::Acquire);
+            let found = if set { bits & mask } else { !bits & mask };
+            (found != 0).then(|| word * WORD_BITS + found.trailing_zeros() as usize)
+        })
+    }
+
+    /// The runs of set bits in `from..to`, ascending and as long as they are.
+    /// Costs one load where no bit is set at all.
+    pub fn runs(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let mut at = if self.is_empty() { to } else { from };
+        std::iter::from_fn(move || {
+            let start = self.next(at, to, true)?;
+            at = self.next(start, to, false).unwrap_or(to);
+            Some((start, at))
+        })
+    }
+
+    /// The runs of clear bits in `from..to`, likewise.
+    pub fn gaps(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let (mut at, none) = (from, self.is_empty());
+        std::iter::from_fn(move || {
+            let start = if none { Some(at).filter(|&at| at < to) } else { self.next(at, to, false) }?;
+            at = if none { to } else { self.next(start, to, true).unwrap_or(to) };
+            Some((start, at))
+        })
     }
 
     /// Sets bits `from..to`.
@@ -80,7 +89,7 @@ impl PageBits {
         for (word, mask) in masks(from, to) {
             // Release: pairs with the Acquire in `get`: who sees the bit sees
             // the page gone from the region.
-            let old = self.words()[word].fetch_or(mask, Ordering::Release);
+            let old = self.words[word].fetch_or(mask, Ordering::Release);
             self.count.fetch_add((mask & !old).count_ones() as usize, Ordering::Relaxed);
         }
     }
@@ -88,13 +97,14 @@ impl PageBits {
     /// Clears bits `from..to`; calls `was_set` with each run of bits that were set.
     pub fn clear(&self, from: usize, to: usize, mut was_set: impl FnMut(usize, usize)) {
         for (word, mask) in masks(from, to) {
-            if self.words()[word].load(Ordering::Relaxed) & mask == 0 {
+            if self.words[word].load(Ordering::Relaxed) & mask == 0 {
                 continue;
             }
             // Release: pairs with the Acquire in `get`: who sees the bit clear
             // sees the page where it belongs.
-            let mut set = self.words()[word].fetch_and(!mask, Ordering::Release) & mask;
-            self.count.fetch_sub(set.count_ones() as usize, Ordering::Relaxed);
+            let mut set = self.words[word].fetch_and(!mask, Ordering::Release) & mask;
+            // Release: pairs with the Acquire in `is_empty_at_last`.
+            self.count.fetch_sub(set.count_ones() as usize, Ordering::Release);
             while set != 0 {
                 let start = set.trailing_zeros();
                 let run = (set >> start).trailing_ones();
@@ -104,13 +114,6 @@ impl PageBits {
                 set = if done == u64::BITS { 0 } else { set >> done << done };
             }
         }
-    }
-}
-
-impl Drop for PageBits {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, of this size; nobody refers to it any more.
-        unsafe { libc::munmap(self.words.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
     }
 }
 
@@ -143,5 +146,22 @@ mod tests {
         bits.clear(0, 300, |from, to| runs.push((from, to)));
         assert_eq!(runs, [(60, 64), (64, 70), (71, 128), (128, 192), (192, 200)]);
         assert!(bits.is_empty());
+    }
+
+    #[test]
+    fn runs_are_found_whole() {
+        let bits = PageBits::new(300).unwrap();
+        bits.set(3, 4);
+        bits.set(60, 200);
+        bits.set(299, 300);
+        let runs = |from, to| bits.runs(from, to).collect::<Vec<_>>();
+        assert_eq!(runs(0, 300), [(3, 4), (60, 200), (299, 300)]);
+        assert_eq!(runs(3, 61), [(3, 4), (60, 61)]);
+        assert_eq!(runs(64, 128), [(64, 128)]);
+        assert_eq!(runs(200, 299), []);
+        assert_eq!(runs(7, 7), []);
+        let gaps: Vec<_> = bits.gaps(0, 300).collect();
+        assert_eq!(gaps, [(0, 3), (4, 60), (200, 299)]);
+        assert_eq!(bits.gaps(60, 200).count(), 0);
     }
 }

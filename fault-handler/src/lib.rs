@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`space`] | an `Mm` with everything it needs below it |
 //! | [`mmu`] | the core's `Mmu` on real page tables |
+//! | [`file`] | files of the host, to be mapped |
 //! | [`region`] | the memory: reserved, registered, given back |
 //! | [`uffd`] | one userfaultfd: how it is created, its ioctls |
 //! | [`registry`] | from an address to the space that serves it, in a signal handler |
@@ -16,6 +17,9 @@
 //! | [`access`] | loads and stores that report a signal instead of raising it |
 
 pub mod access;
+mod cache;
+mod cow;
+pub mod file;
 mod hidden;
 pub mod mmu;
 mod presence;
@@ -26,5 +30,6 @@ pub mod sigbus;
 mod siginfo;
 pub mod space;
 pub mod uffd;
+mod zeroed;
 
 pub use space::{AddressSpace, Builder, Delivery, Error};

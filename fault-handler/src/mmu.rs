@@ -6,7 +6,10 @@
 //! | install anything else | UFFDIO_COPY, with MODE_WP where stores are forbidden |
 //! | read-only / writable | UFFDIO_WRITEPROTECT |
 //! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
-//! | back from PROT_NONE | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
+//! | fork | UFFDIO_MOVE to the arena of shared pages ([`cow`](crate::cow)); back by COPY, the last by MOVE |
+//! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
+//! | pages of files | see [`cache`](crate::cache) |
 //! | unmap | MADV_DONTNEED |
 //!
 //! # Why a page is never lost or doubled while it is unhidden
@@ -22,19 +25,21 @@
 //! Release of clearing it); a zero page that the fault then tries to install
 //! meets EEXIST. No path leads from a set bit to a fresh page.
 
+mod fork;
+mod states;
+mod transfer;
+
 use crate::access;
-use crate::region::{Notify, Region};
+use crate::cache;
+use crate::file::FdStore;
+use crate::region::{Notify, Region, Retry, drop_pages};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
-use vmalab::stats::{self, Counter};
-
-/// Attempts of an ioctl that answers EAGAIN or ENOMEM without progress.
-const TRIES: u32 = 64;
 
 /// Source of zero pages that are copied: write-protected ones and those about
 /// to be stored to. Filled with zeros by the loader, read by the kernel only.
@@ -47,43 +52,8 @@ pub struct UffdMmu {
     moves: AtomicBool,
 }
 
-/// Counts attempts without progress, yielding between them.
-struct Retry(u32);
-
-impl Retry {
-    fn new() -> Retry {
-        Retry(0)
-    }
-
-    /// `true`: try again.
-    fn again(&mut self) -> bool {
-        self.0 += 1;
-        if self.0 > 4 {
-            // SAFETY: no arguments; async-signal-safe.
-            unsafe { libc::sched_yield() };
-        }
-        self.0 < TRIES
-    }
-}
-
 fn one_page(page: VirtAddr) -> PageRange {
     PageRange::sized(page, PAGE_SIZE)
-}
-
-/// MADV_DONTNEED. It cannot fail on a mapped, unlocked range of ours.
-fn drop_pages(range: PageRange) {
-    let mut retry = Retry::new();
-    loop {
-        stats::count(Counter::HostMadvise);
-        // SAFETY: the range lies in a region or its twin, whose pages only
-        // faults and this crate care for.
-        let result = unsafe { libc::madvise(range.start().get() as *mut _, range.bytes(), libc::MADV_DONTNEED) };
-        match Errno::result(result) {
-            Ok(_) => return,
-            Err(Errno::EAGAIN | Errno::EINTR) if retry.again() => {}
-            Err(errno) => panic!("MADV_DONTNEED of {range:?}: {errno}"),
-        }
-    }
 }
 
 impl UffdMmu {
@@ -94,6 +64,7 @@ impl UffdMmu {
     pub fn new(bytes: usize, notify: Notify, privilege: Privilege) -> Result<UffdMmu, crate::region::RegionError> {
         let region = Arc::new(Region::new(bytes, notify, privilege)?);
         let both = region.uffd().features() & region.twin_uffd().features();
+        cache::enlist(&region);
         Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), region })
     }
 
@@ -115,11 +86,17 @@ impl UffdMmu {
 
     /// Pages whose contents are hidden.
     pub fn hidden_pages(&self) -> usize {
-        self.region.hidden().count()
+        self.region.pages.hidden.count()
     }
 
-    fn bit(&self, page: VirtAddr) -> usize {
-        (page - self.region.range().start()) >> PAGE_SHIFT
+    /// Pages whose contents are shared with a fork, and not here.
+    pub fn inherited_pages(&self) -> usize {
+        self.region.pages.inherited.count()
+    }
+
+    /// Pages that forked address spaces share, in the whole process.
+    pub fn shared_pages() -> usize {
+        crate::cow::used()
     }
 
     fn check(&self, range: PageRange) {
@@ -142,79 +119,6 @@ impl UffdMmu {
         }
     }
 
-    /// Takes the present pages of `run` out of sight.
-    fn hide_run(&self, run: PageRange) -> Result<(), MmuError> {
-        let mut at = run.start();
-        let mut retry = Retry::new();
-        while at < run.end() {
-            if !self.moves() {
-                self.hide_by_copy(at)?;
-                at = at + PAGE_SIZE;
-                continue;
-            }
-            // SAFETY: pages of the region; program and faults go without them
-            // once the mapping is PROT_NONE.
-            let moved = unsafe { self.region.twin_uffd().move_pages(self.region.twin(at), at, run.end() - at) };
-            let done = match moved {
-                Ok(()) => run.end() - at,
-                Err(UffdError::Again { done }) => {
-                    if done == 0 && !retry.again() {
-                        return Err(MmuError::Again);
-                    }
-                    done
-                }
-                // A hole after all.
-                Err(UffdError::NoEntry) => {
-                    at = at + PAGE_SIZE;
-                    continue;
-                }
-                Err(UffdError::NoMemory) if retry.again() => 0,
-                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
-                Err(UffdError::Gone) => return Err(MmuError::Gone),
-                // EBUSY: pinned or shared. EINVAL, ENOSYS: no MOVE here. EEXIST:
-                // see `hide_by_copy`.
-                Err(UffdError::Busy | UffdError::Exists | UffdError::Fault | UffdError::Other(_)) => {
-                    self.hide_by_copy(at)?;
-                    at = at + PAGE_SIZE;
-                    continue;
-                }
-            };
-            self.region.hidden().set(self.bit(at), self.bit(at + done));
-            if done > 0 {
-                retry = Retry::new();
-            }
-            at = at + done;
-        }
-        Ok(())
-    }
-
-    /// Hides one page without MOVE. Write-protecting it first keeps stores out
-    /// of the copy's way.
-    fn hide_by_copy(&self, page: VirtAddr) -> Result<(), MmuError> {
-        self.set_protection(one_page(page), true)?;
-        let twin = self.region.twin(page);
-        let mut retry = Retry::new();
-        loop {
-            // SAFETY: the source is the page itself, which no store can reach.
-            match unsafe { self.region.twin_uffd().copy(twin, page.get() as *const u8, PAGE_SIZE, false) } {
-                Ok(()) => break,
-                // A hole: nothing to hide.
-                Err(UffdError::Fault) => return Ok(()),
-                // The bit is clear, so what the twin holds is worth nothing
-                // (a stray access may have left it).
-                Err(UffdError::Exists) if retry.again() => drop_pages(one_page(twin)),
-                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
-                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
-                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
-                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
-                Err(error) => unexpected("COPY to the twin", page, error),
-            }
-        }
-        self.region.hidden().set(self.bit(page), self.bit(page) + 1);
-        drop_pages(one_page(page));
-        Ok(())
-    }
-
     /// Brings a page back by MOVE. `Ok(false)`: it cannot be moved.
     fn unhide_by_move(&self, page: VirtAddr) -> Result<bool, MmuError> {
         let mut retry = Retry::new();
@@ -222,7 +126,7 @@ impl UffdMmu {
             // SAFETY: the twin's page has no other use; stores are permitted.
             match unsafe { self.region.uffd().move_pages(page, self.region.twin(page), PAGE_SIZE) } {
                 Ok(()) => {
-                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    self.region.pages.hidden.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
                     return Ok(true);
                 }
                 // Not a page but a poison marker, perhaps: COPY replaces it.
@@ -249,7 +153,7 @@ impl UffdMmu {
                     // The twin is emptied while the bit still says hidden: who
                     // finds it empty finds the page in the region.
                     drop_pages(one_page(twin));
-                    self.region.hidden().clear(self.bit(page), self.bit(page) + 1, |_, _| {});
+                    self.region.pages.hidden.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
                     return Ok(());
                 }
                 // Another thread was first, see the module's documentation.
@@ -327,11 +231,19 @@ impl Mmu for UffdMmu {
     }
 
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
-        let hidden = self.region.hidden();
-        // One relaxed load where nothing is hidden. Enough: a page that we must
-        // see was hidden under the VMA lock that we now hold for reading.
-        if hidden.is_empty() || !hidden.get(self.bit(page)) {
+        let (states, bit) = (&self.region.pages, self.region.bit(page));
+        // One relaxed load each where nothing is hidden or inherited. Enough: a
+        // page that we must see was hidden under the VMA lock that we now hold
+        // for reading.
+        let hidden = !states.hidden.is_empty() && states.hidden.get(bit);
+        if !hidden && (states.inherited.is_empty() || !states.inherited.get(bit)) {
             return Ok(false);
+        }
+        // A lazily freed page comes back protected: its first store must fault.
+        let writable = writable && (states.lazy.is_empty() || !states.lazy.get(bit));
+        if !hidden {
+            self.unhide_inherited(page, writable)?;
+            return Ok(true);
         }
         // MOVE drops write protection, so it is only for writable mappings.
         if writable && self.moves() && self.unhide_by_move(page)? {
@@ -342,29 +254,18 @@ impl Mmu for UffdMmu {
     }
 
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
+        let lazy = &self.region.pages.lazy;
+        if !lazy.is_empty() {
+            // Before the store can pass. Faults only ever clear the mark, so it
+            // does not matter which of several does.
+            lazy.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
+        }
         self.set_protection(one_page(page), false)
     }
 
     fn zap(&self, range: PageRange) {
-        self.check(range);
-        if range.is_empty() {
-            return;
-        }
-        drop_pages(range);
-        let hidden = self.region.hidden();
-        if hidden.is_empty() {
-            return;
-        }
-        // The hidden pages' span in one call: a call costs a TLB shootdown.
-        let (mut first, mut last) = (usize::MAX, 0);
-        hidden.clear(self.bit(range.start()), self.bit(range.end()), |from, to| {
-            first = first.min(from);
-            last = last.max(to);
-        });
-        if first < last {
-            let twin = self.region.twin(self.region.range().start());
-            drop_pages(PageRange::new(twin + (first << PAGE_SHIFT), twin + (last << PAGE_SHIFT)));
-        }
+        self.discard(range);
+        self.unguard(range);
     }
 
     fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError> {
@@ -375,74 +276,118 @@ impl Mmu for UffdMmu {
         match (from, to) {
             // Hidden pages come back one by one, with the protection of the day.
             (PageAccess::None, _) => Ok(()),
-            (_, PageAccess::None) => self.region.presence().runs(range, |run| self.hide_run(run)),
+            (_, PageAccess::None) => {
+                self.region.assert_released(range);
+                self.region.presence().runs(range, |run| self.hide_run(run))
+            }
             (_, PageAccess::Read) => self.set_protection(range, true),
-            (_, PageAccess::ReadWrite) => self.set_protection(range, false),
+            (_, PageAccess::ReadWrite) => self.allow_writes(range),
         }
     }
 
-    fn install_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool, _: bool, _: bool) -> Result<Installed, MmuError> {
-        todo!()
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        self.bring_file(page, file, shared, writable, for_write)
     }
 
-    fn allow_write_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool) -> Result<(), MmuError> {
-        todo!()
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        self.allow_file(page, file, shared)
     }
 
     fn discard(&self, range: PageRange) {
-        self.zap(range);
+        self.check(range);
+        self.drop_contents(range);
     }
 
-    fn release_file(&self, _: PageRange, _: FilePage<'_>) {
-        todo!()
+    fn release_file(&self, range: PageRange, file: FilePage<'_>) {
+        self.check(range);
+        self.release(range, file);
     }
 
-    fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
-        todo!()
+    fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
+        self.check(range);
+        self.write_back(range, file)
     }
 
-    fn forget_file(&self, _: FilePage<'_>, _: u64) {
-        todo!()
+    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
+        self.forget(file, pages);
     }
 
-    fn shmem(&self, _: u64) -> Result<Box<dyn Store>, Errno> {
-        todo!()
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        Ok(Box::new(FdStore::memory(bytes)?))
     }
 
-    fn move_range(&self, _: PageRange, _: VirtAddr, _: PageAccess) -> Result<(), MmuError> {
-        todo!()
+    fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
+        let to = PageRange::sized(to, from.bytes());
+        self.check(from);
+        self.check(to);
+        assert!(!from.overlaps(to), "{from:?} cannot move to {to:?}");
+        self.region.assert_released(from);
+        self.move_all(from, to, access)
     }
 
-    fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
-        todo!()
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        let to = PageRange::sized(to, range.bytes());
+        self.check(range);
+        child.check(to);
+        self.region.assert_released(range);
+        self.fork_all(child, range, to)
     }
 
-    fn presence(&self, _: PageRange, _: &mut dyn FnMut(PageRange)) {
-        todo!()
+    fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {
+        self.check(range);
+        self.populated(range, run);
     }
 
-    fn guard(&self, _: PageRange) {
-        todo!()
+    fn was_written(&self, range: PageRange) -> bool {
+        self.check(range);
+        self.region.presence().written(range)
     }
 
-    fn unguard(&self, _: PageRange) {
-        todo!()
+    fn guard(&self, range: PageRange) {
+        self.discard(range);
+        let (first, last) = self.region.bits(range);
+        self.region.pages.guards.set(first, last);
     }
 
-    fn is_guarded(&self, _: VirtAddr) -> bool {
-        false
+    fn unguard(&self, range: PageRange) {
+        self.check(range);
+        let guards = &self.region.pages.guards;
+        if !guards.is_empty() {
+            let (first, last) = self.region.bits(range);
+            guards.clear(first, last, |_, _| {});
+        }
     }
 
-    fn first_guarded(&self, _: PageRange) -> Option<VirtAddr> {
-        None
+    fn is_guarded(&self, page: VirtAddr) -> bool {
+        // One relaxed load where nothing is guarded; enough as in `unhide`.
+        let guards = &self.region.pages.guards;
+        !guards.is_empty() && guards.get(self.region.bit(page))
     }
 
-    fn lazy_free(&self, _: PageRange) {
-        todo!()
+    fn first_guarded(&self, range: PageRange) -> Option<VirtAddr> {
+        self.check(range);
+        let (first, last) = self.region.bits(range);
+        let run = self.region.pages.guards.runs(first, last).next()?;
+        Some(self.region.pages_of(run).start())
     }
 
-    fn reclaim(&self, _: PageRange) {
-        todo!()
+    fn lazy_free(&self, range: PageRange) {
+        self.check(range);
+        if !range.is_empty() {
+            self.mark_lazy(range);
+        }
+    }
+
+    fn reclaim(&self, range: PageRange) {
+        self.check(range);
+        self.drop_lazy(range);
     }
 
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {

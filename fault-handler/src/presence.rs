@@ -1,6 +1,8 @@
 //! Which pages of a range the host holds.
 
-use linux_raw_sys::general::{PAGE_IS_PRESENT, PAGE_IS_SWAPPED, page_region, pm_scan_arg};
+use linux_raw_sys::general::{
+    PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, page_region, pm_scan_arg,
+};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -20,7 +22,7 @@ impl Presence {
     pub fn new() -> Presence {
         let pagemap = File::open("/proc/self/pagemap").ok().filter(|pagemap| {
             let mut found = [NOTHING; 1];
-            scan(pagemap, PageRange::default(), &mut found).is_ok()
+            scan(pagemap, PageRange::default(), POPULATED, &mut found).is_ok()
         });
         if pagemap.is_none() {
             tracing::info!(
@@ -28,6 +30,20 @@ impl Presence {
             );
         }
         Presence { pagemap }
+    }
+
+    /// Whether some page of `range` may be stored to and is not the zero page.
+    /// `false` where the kernel cannot tell (before Linux 6.7).
+    pub fn written(&self, range: PageRange) -> bool {
+        let Some(pagemap) = self.pagemap.as_ref().filter(|_| !range.is_empty()) else { return false };
+        loop {
+            match scan(pagemap, range, WRITTEN, &mut [NOTHING; 1]) {
+                Ok((runs, _)) => return runs > 0,
+                Err(Errno::EINTR) => {}
+                // As in `runs_by_scan`.
+                Err(errno) => panic!("PAGEMAP_SCAN of {range:?}: {errno}"),
+            }
+        }
     }
 
     /// Calls `run` with each run of present pages in `range`, in ascending
@@ -41,11 +57,34 @@ impl Presence {
     }
 }
 
+/// Which pages are wanted.
+#[derive(Clone, Copy)]
+struct Categories {
+    /// All of these,
+    all: u64,
+    /// some of these,
+    any: u64,
+    /// and the first turned round.
+    inverted: u64,
+}
+
+const POPULATED: Categories = Categories { all: 0, any: (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) as u64, inverted: 0 };
+/// Stores are permitted, and it is not the zero page.
+const WRITTEN: Categories = Categories {
+    all: (PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_PFNZERO) as u64,
+    any: 0,
+    inverted: PAGE_IS_PFNZERO as u64,
+};
+
 const NOTHING: page_region = page_region { start: 0, end: 0, categories: 0 };
 
 /// One call: fills `found`, returns how many runs and where it stopped.
-fn scan(pagemap: &File, range: PageRange, found: &mut [page_region]) -> Result<(usize, VirtAddr), Errno> {
-    let wanted = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
+fn scan(
+    pagemap: &File,
+    range: PageRange,
+    wanted: Categories,
+    found: &mut [page_region],
+) -> Result<(usize, VirtAddr), Errno> {
     let mut arg = pm_scan_arg {
         size: size_of::<pm_scan_arg>() as u64,
         flags: 0,
@@ -55,9 +94,9 @@ fn scan(pagemap: &File, range: PageRange, found: &mut [page_region]) -> Result<(
         vec: found.as_mut_ptr() as u64,
         vec_len: found.len() as u64,
         max_pages: 0,
-        category_inverted: 0,
-        category_mask: 0,
-        category_anyof_mask: wanted,
+        category_inverted: wanted.inverted,
+        category_mask: wanted.all,
+        category_anyof_mask: wanted.any,
         return_mask: 0,
     };
     stats::count(Counter::HostMadvise);
@@ -70,7 +109,7 @@ fn runs_by_scan<E>(pagemap: &File, range: PageRange, mut run: impl FnMut(PageRan
     let mut found = [NOTHING; 64];
     let mut left = range;
     while !left.is_empty() {
-        let (runs, stopped) = match scan(pagemap, left, &mut found) {
+        let (runs, stopped) = match scan(pagemap, left, POPULATED, &mut found) {
             Ok(answer) => answer,
             Err(Errno::EINTR) => continue,
             // It worked when the region was made, and arguments are as they were.

@@ -10,15 +10,19 @@
 //! the kernel's own access to a twin page that is not there fails at once
 //! (EFAULT) and never waits for a handler thread.
 
+use crate::cache;
+use crate::cow::{self, GivingUp};
 use crate::hidden::PageBits;
 use crate::presence::Presence;
 use crate::sigbus;
 use crate::uffd::{OpenError, Privilege, Uffd, feature};
+use crate::zeroed::Zeroed;
 use nix::errno::Errno;
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+use vmalab::stats::{self, Counter};
 
 /// Start of region and twin are aligned to this: a whole page-table page.
 const ALIGN: usize = 2 << 20;
@@ -85,6 +89,32 @@ pub enum Notify {
     Queue,
 }
 
+/// What page tables do not tell of a region's pages.
+///
+/// # Invariants
+/// A page is at most one of: present in the region, hidden, inherited,
+/// guarded. A lazy page is one of the first three, and no store to it can pass
+/// without a fault.
+pub(crate) struct PageStates {
+    /// The contents are in the twin.
+    pub hidden: PageBits,
+    /// MADV_GUARD_INSTALL.
+    pub guards: PageBits,
+    /// The contents are in a shared page ([`cow`]), which `Region::shares` names.
+    pub inherited: PageBits,
+    /// Freed lazily, and not stored to since.
+    pub lazy: PageBits,
+    /// The page is present, and a file's ([`cache`]).
+    pub files: PageBits,
+}
+
+impl PageStates {
+    fn new(pages: usize) -> Result<PageStates, Errno> {
+        let [hidden, inherited, guards, lazy, files] = [(); 5].map(|()| PageBits::new(pages));
+        Ok(PageStates { hidden: hidden?, inherited: inherited?, guards: guards?, lazy: lazy?, files: files? })
+    }
+}
+
 /// See the module's documentation.
 ///
 /// # Invariants
@@ -97,7 +127,13 @@ pub struct Region {
     // userfaultfd wakes whoever still waits for it, to find nothing mapped.
     uffd: Uffd,
     twin_uffd: Uffd,
-    hidden: PageBits,
+    /// One bit a page for each thing that page tables do not tell.
+    pub(crate) pages: PageStates,
+    /// Numbers of inherited pages' shared pages. Changed by mutators, before
+    /// they set the bit.
+    pub(crate) shares: Zeroed<AtomicU32>,
+    /// How slots of files name this region; 0: not at all.
+    pub(crate) number: AtomicU32,
     presence: Presence,
     /// Some page may carry a poison marker.
     poisoned: AtomicBool,
@@ -131,6 +167,14 @@ impl Drop for Reservation {
     }
 }
 
+/// Reserves address space for good.
+pub(crate) fn reserve(bytes: usize) -> Result<PageRange, Errno> {
+    let reservation = Reservation::new(bytes)?;
+    let range = reservation.0;
+    std::mem::forget(reservation);
+    Ok(range)
+}
+
 fn unmap(range: PageRange) {
     // SAFETY: the range is a reservation of this module, and its owner is gone.
     let result = unsafe { libc::munmap(range.start().get() as *mut _, range.bytes()) };
@@ -138,7 +182,7 @@ fn unmap(range: PageRange) {
 }
 
 /// Makes `range` of a reservation usable, but for its userfaultfd.
-fn open_up(range: PageRange) -> Result<(), (&'static str, Errno)> {
+pub(crate) fn open_up(range: PageRange) -> Result<(), (&'static str, Errno)> {
     let (start, len) = (range.start().get() as *mut libc::c_void, range.bytes());
     // SAFETY: the range lies in our own reservation.
     unsafe {
@@ -153,6 +197,44 @@ fn open_up(range: PageRange) -> Result<(), (&'static str, Errno)> {
         libc::madvise(start, len, libc::MADV_NOHUGEPAGE);
     }
     Ok(())
+}
+
+/// Attempts of an ioctl that answers EAGAIN or ENOMEM without progress.
+const TRIES: u32 = 64;
+
+/// Counts attempts without progress, yielding between them.
+pub(crate) struct Retry(u32);
+
+impl Retry {
+    pub(crate) fn new() -> Retry {
+        Retry(0)
+    }
+
+    /// `true`: try again.
+    pub(crate) fn again(&mut self) -> bool {
+        self.0 += 1;
+        if self.0 > 4 {
+            // SAFETY: no arguments; async-signal-safe.
+            unsafe { libc::sched_yield() };
+        }
+        self.0 < TRIES
+    }
+}
+
+/// MADV_DONTNEED. It cannot fail on a mapped, unlocked range of ours.
+pub(crate) fn drop_pages(range: PageRange) {
+    let mut retry = Retry::new();
+    loop {
+        stats::count(Counter::HostMadvise);
+        // SAFETY: the range lies in a region or its twin, whose pages only
+        // faults and this crate care for.
+        let result = unsafe { libc::madvise(range.start().get() as *mut _, range.bytes(), libc::MADV_DONTNEED) };
+        match Errno::result(result) {
+            Ok(_) => return,
+            Err(Errno::EAGAIN | Errno::EINTR) if retry.again() => {}
+            Err(errno) => panic!("MADV_DONTNEED of {range:?}: {errno}"),
+        }
+    }
 }
 
 impl Region {
@@ -188,13 +270,25 @@ impl Region {
         let twin_uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?;
         uffd.register(range).map_err(RegionError::Register)?;
         twin_uffd.register(twin).map_err(RegionError::Register)?;
-        let hidden = PageBits::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
+        let pages = PageStates::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
+        let shares = Zeroed::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
 
         let whole = reservation.0;
         std::mem::forget(reservation);
         tracing::debug!(?range, ?twin, origin = %uffd.origin(), "region registered");
         let (presence, poisoned) = (Presence::new(), AtomicBool::new(false));
-        Ok(Region { uffd, twin_uffd, hidden, presence, poisoned, range, twin_offset, reservation: whole })
+        Ok(Region {
+            uffd,
+            twin_uffd,
+            pages,
+            shares,
+            number: AtomicU32::new(0),
+            presence,
+            poisoned,
+            range,
+            twin_offset,
+            reservation: whole,
+        })
     }
 
     /// The addresses of the region.
@@ -222,9 +316,25 @@ impl Region {
         page + self.twin_offset
     }
 
-    /// Which pages are hidden.
-    pub(crate) fn hidden(&self) -> &PageBits {
-        &self.hidden
+    /// The number of `page` in [`PageStates`].
+    pub(crate) fn bit(&self, page: VirtAddr) -> usize {
+        (page - self.range.start()) >> PAGE_SHIFT
+    }
+
+    /// The numbers of `range`'s pages.
+    pub(crate) fn bits(&self, range: PageRange) -> (usize, usize) {
+        (self.bit(range.start()), self.bit(range.end()))
+    }
+
+    /// The pages with numbers `from..to`.
+    pub(crate) fn pages_of(&self, (from, to): (usize, usize)) -> PageRange {
+        let start = self.range.start();
+        PageRange::new(start + (from << PAGE_SHIFT), start + (to << PAGE_SHIFT))
+    }
+
+    /// The twin of `range`.
+    pub(crate) fn twin_of(&self, range: PageRange) -> PageRange {
+        PageRange::sized(self.twin(range.start()), range.bytes())
     }
 
     /// Whether some page may carry a poison marker, which COPY replaces, and
@@ -246,6 +356,29 @@ impl Region {
         self.uffd.poison(page).is_ok()
     }
 
+    /// # Panics
+    /// If a page of `range` is a file's, which the core must have released.
+    pub(crate) fn assert_released(&self, range: PageRange) {
+        if !self.pages.files.is_empty() {
+            let (first, last) = self.bits(range);
+            let kept = self.pages.files.runs(first, last).next();
+            assert!(kept.is_none(), "a file's pages in {range:?} were not released: {kept:?}");
+        }
+    }
+
+    /// Gives up what the pages with numbers `first..last` inherit.
+    pub(crate) fn disinherit(&self, first: usize, last: usize) {
+        if self.pages.inherited.is_empty() {
+            return;
+        }
+        let arena = cow::existing();
+        let mut giving_up = GivingUp::new(arena, drop_pages);
+        self.pages.inherited.clear(first, last, |a, b| {
+            // Relaxed: set by mutators, of whom we are one.
+            (a..b).for_each(|bit| giving_up.give_up(self.shares[bit].load(Ordering::Relaxed) as usize));
+        });
+    }
+
     pub(crate) fn presence(&self) -> &Presence {
         &self.presence
     }
@@ -253,6 +386,12 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        cache::strike(self);
+        // In steps: where the last bit has been found there is no use in going on.
+        let pages = self.range.pages();
+        for first in (0..pages).step_by(1 << 20).take_while(|_| !self.pages.inherited.is_empty()) {
+            self.disinherit(first, (first + (1 << 20)).min(pages));
+        }
         // Unmapped first, and closed after (by the fields' own drops): after
         // UFFDIO_UNREGISTER, or a close, of memory still mapped, a late access
         // would find plain memory and pass in silence. Unmapping ends the

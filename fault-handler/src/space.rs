@@ -40,6 +40,8 @@ pub enum Error {
     Handlers(Errno),
     /// The handler threads could not be started.
     Threads(std::io::Error),
+    /// The mappings could not be inherited.
+    Fork(Errno),
 }
 
 impl fmt::Display for Error {
@@ -48,6 +50,7 @@ impl fmt::Display for Error {
             Error::Region(error) => error.fmt(f),
             Error::TableFull(error) => error.fmt(f),
             Error::Handlers(errno) => write!(f, "cannot install the SIGBUS handler: {errno}"),
+            Error::Fork(errno) => write!(f, "cannot fork the address space: {errno}"),
             Error::Threads(error) => {
                 write!(
                     f,
@@ -63,7 +66,7 @@ impl std::error::Error for Error {
         match self {
             Error::Region(error) => Some(error),
             Error::TableFull(error) => Some(error),
-            Error::Handlers(errno) => Some(errno),
+            Error::Handlers(errno) | Error::Fork(errno) => Some(errno),
             Error::Threads(error) => Some(error),
         }
     }
@@ -89,6 +92,15 @@ pub struct AddressSpace<S: LockScheme, P: Pager = AnyPager> {
     mm: Arc<Mm<S, UffdMmu, P>>,
     registration: Registration,
     queue: Option<QueueThreads>,
+    recipe: Recipe,
+}
+
+/// How to make another one like it.
+#[derive(Clone, Debug)]
+struct Recipe {
+    bytes: usize,
+    delivery: Delivery,
+    kernel_faults: bool,
 }
 
 /// What an [`AddressSpace`] is made from.
@@ -148,28 +160,55 @@ impl<S: LockScheme, P: Pager> Builder<S, P> {
     pub fn build(self) -> Result<AddressSpace<S, P>, Error> {
         vmalab::stats::set_clock(monotonic_ns);
         sigbus::install().map_err(Error::Handlers)?;
+        let recipe = Recipe { bytes: self.bytes, delivery: self.delivery, kernel_faults: self.kernel_faults };
+        let mmu = recipe.mmu()?;
+        AddressSpace::around(Mm::new(mmu, self.pager), recipe)
+    }
+}
+
+impl Recipe {
+    /// An empty region.
+    fn mmu(&self) -> Result<UffdMmu, Error> {
         let (notify, privilege) = match self.delivery {
             // The kernel never sends SIGBUS for its own faults: rights are no use.
             Delivery::Sigbus => (Notify::Signal, Privilege::User),
             Delivery::Queue { .. } if self.kernel_faults => (Notify::Queue, Privilege::Kernel),
             Delivery::Queue { .. } => (Notify::Queue, Privilege::User),
         };
-        let mmu = UffdMmu::new(self.bytes, notify, privilege)?;
-        let region = mmu.region().clone();
-        let mm = Arc::new(Mm::new(mmu, self.pager));
+        Ok(UffdMmu::new(self.bytes, notify, privilege)?)
+    }
+}
+
+impl<S: LockScheme, P: Pager> AddressSpace<S, P> {
+    /// Begins to serve the faults of `mm`, whose `Mmu` is from `recipe`.
+    fn around(mm: Mm<S, UffdMmu, P>, recipe: Recipe) -> Result<AddressSpace<S, P>, Error> {
+        let mm = Arc::new(mm);
+        let region = mm.mmu().region().clone();
         let registration =
             Registration::new(region.range(), region.reservation(), mm.clone()).map_err(Error::TableFull)?;
-        let queue = match self.delivery {
+        let queue = match recipe.delivery {
             Delivery::Sigbus => None,
             Delivery::Queue { handlers, polling } => {
                 Some(QueueThreads::start(&region, handlers, polling).map_err(Error::Threads)?)
             }
         };
-        Ok(AddressSpace { mm, registration, queue })
+        Ok(AddressSpace { mm, registration, queue, recipe })
     }
-}
 
-impl<S: LockScheme, P: Pager> AddressSpace<S, P> {
+    /// `fork(2)` inside the process: a second address space of the same size,
+    /// delivery and rights, which inherits what the kernel's would ([`Mm::fork`]).
+    /// Its mappings have the same distance from the start of its own region.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left behind.
+    pub fn fork(&self) -> Result<AddressSpace<S, P>, Error>
+    where
+        P: Clone,
+    {
+        let mm = self.mm.fork(self.recipe.mmu()?).map_err(Error::Fork)?;
+        AddressSpace::around(mm, self.recipe.clone())
+    }
+
     /// The address space's state and operations.
     pub fn mm(&self) -> &Mm<S, UffdMmu, P> {
         &self.mm

@@ -5,8 +5,12 @@ mod common;
 use common::{How, Served, State};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use vmalab::addr::VirtAddr;
 use vmalab::fault::Signal;
+use vmalab::file::Inode;
+use vmalab::mmu::Mmu;
 use vmalab_fault_handler::access::{load_u64, store_u64};
+use vmalab_fault_handler::file::FdStore;
 
 struct Counting;
 
@@ -70,5 +74,35 @@ fn faults_do_not_allocate() {
         WATCHING.store(false, SeqCst);
         assert!(good);
         assert_eq!(CALLS.load(SeqCst), 0, "{how:?}");
+        shared_contents(how);
     }
+}
+
+/// The same for pages inherited by a fork, and for pages of files.
+fn shared_contents(how: How) {
+    let [parent, child, shared, other, private] = [(); 5].map(|()| Served::new(16, how));
+    let inode = Inode::new(Box::new(FdStore::memory(16 << 12).unwrap()), 16 << 12);
+    for (served, is_shared) in [(&shared, true), (&other, true), (&private, false)] {
+        served.map.file.set((inode.clone(), is_shared)).unwrap();
+    }
+    for served in [&parent, &child, &shared, &other, &private] {
+        served.map.set(0, 16, State::ReadWrite);
+    }
+    // SAFETY: addresses of our own regions.
+    let touch = |served: &Served, page| unsafe {
+        load_u64(served.map.addr(page)).is_ok() && store_u64(served.map.addr(page), 1).is_ok()
+    };
+    assert!((0..16).all(|page| touch(&parent, page)));
+    parent.map.write_locked(|| {
+        let to = VirtAddr(child.map.addr(0));
+        parent.map.mmu.fork_range(&child.map.mmu, parent.map.pages(0, 16), to).unwrap();
+    });
+    CALLS.store(0, SeqCst);
+    WATCHING.store(true, SeqCst);
+    let good = [&parent, &child, &shared, &other, &shared, &private]
+        .iter()
+        .all(|served| (0..16).all(|page| touch(served, page)));
+    WATCHING.store(false, SeqCst);
+    assert!(good);
+    assert_eq!(CALLS.load(SeqCst), 0, "{how:?}");
 }

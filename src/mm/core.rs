@@ -2,7 +2,9 @@
 //! [`MmapRead`]: the mmap lock, held.
 
 use super::count::MmCount;
+use super::limits::{Pages, Usage};
 use crate::addr::{PageRange, VirtAddr};
+use crate::file::FileRef;
 use crate::lock::{Kill, Killed, LockScheme};
 use crate::mmap_lock::{self, MmapLock};
 use crate::races::{self, Knob, Mutant, Point, knob, mutant, point, unless};
@@ -27,6 +29,7 @@ pub struct MmCore<S: LockScheme> {
     pub(crate) vma_writer_wait: AtomicU32,
     pub(super) count: MmCount,
     id: u64,
+    pub(super) usage: Usage,
     map_count: AtomicUsize,
     map_count_max: AtomicUsize,
     incarnations: AtomicU64,
@@ -47,6 +50,7 @@ impl<S: LockScheme> MmCore<S> {
             vma_writer_wait: AtomicU32::new(0),
             count: MmCount::new::<S>(),
             id: IDS.fetch_add(1, Ordering::Relaxed) + 1,
+            usage: Usage::new(),
             map_count: AtomicUsize::new(0),
             map_count_max: AtomicUsize::new(MAP_COUNT_MAX),
             incarnations: AtomicU64::new(0),
@@ -199,20 +203,52 @@ pub(crate) struct Prepared<'w, S: LockScheme> {
     /// Old VMAs, locked, by their place; taken as they find their use.
     old: SmallVec<[Option<VmaWrite<'w, S>>; 4]>,
     new: SmallVec<[VmaNew<'w, S>; 4]>,
-    /// Ranges of the old VMAs that may have pages.
-    touched: SmallVec<[PageRange; 4]>,
+    /// The old VMAs that may have pages.
+    touched: SmallVec<[Segment; 4]>,
+}
+
+/// Where pages may be present.
+#[derive(Default)]
+pub(crate) struct Touched {
+    /// One stretch that covers them all; it may hold untouched VMAs and holes.
+    pub(crate) span: PageRange,
+    /// What maps files, in ascending order: where, which, from which page on.
+    pub(crate) files: SmallVec<[(PageRange, FileRef, u64); 2]>,
 }
 
 impl<S: LockScheme> Prepared<'_, S> {
-    /// The part of `range` in which pages may be present, as one stretch. It
-    /// may hold untouched VMAs and holes. Settled only now that faults are
-    /// drained: one that was under way when the operation began may have been
-    /// the first to touch its VMA (as in c46000458d57, where a decision was
-    /// taken before the VMA was locked).
-    pub(crate) fn touched_in(&self, range: PageRange) -> Option<PageRange> {
-        let mut parts = self.touched.iter().map(|t| t.intersect(range)).filter(|t| !t.is_empty());
-        let first = parts.next()?;
-        Some(PageRange::new(first.start(), parts.next_back().unwrap_or(first).end()))
+    /// The part of `range` in which pages may be present. Settled only now that
+    /// faults are drained: one that was under way when the operation began may
+    /// have been the first to touch its VMA (as in c46000458d57, where a
+    /// decision was taken before the VMA was locked).
+    pub(crate) fn touched_in(&self, range: PageRange) -> Option<Touched> {
+        touched_in(&self.touched, range)
+    }
+}
+
+fn touched_in(segments: &[Segment], range: PageRange) -> Option<Touched> {
+    let mut touched = Touched::default();
+    for segment in segments {
+        let part = segment.range.intersect(range);
+        if part.is_empty() {
+            continue;
+        }
+        let start = if touched.span.is_empty() { part.start() } else { touched.span.start() };
+        touched.span = PageRange::new(start, part.end());
+        if let Some(file) = segment.file {
+            touched.files.push((part, file, segment.pgoff_at(part)));
+        }
+    }
+    (!touched.span.is_empty()).then_some(touched)
+}
+
+/// VMAs that are write-locked and stay as they are.
+pub(crate) struct Drained(SmallVec<[Segment; 4]>);
+
+impl Drained {
+    /// See [`Prepared::touched_in`].
+    pub(crate) fn touched_in(&self, range: PageRange) -> Option<Touched> {
+        touched_in(&self.0, range)
     }
 }
 
@@ -304,6 +340,13 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         Ok(Some(Prepared { span, planned: planned.into(), old, new, touched }))
     }
 
+    /// Write-locks VMAs whose pages an operation changes, and nothing else:
+    /// faults are kept out until the write section ends.
+    pub(crate) fn drain(&self, vmas: &[VmaRef<'m, S>]) -> Drained {
+        let lock = |vma: &VmaRef<'m, S>| vma.start_write(self, None).ok()?.touched();
+        Drained(vmas.iter().filter_map(lock).collect())
+    }
+
     /// Carries a prepared change out: VMAs first, then the tree, in one step.
     /// Returns the VMAs that fell out of use, to be freed when their pages are
     /// gone, and the incarnation of the piece that was added, if one was.
@@ -313,10 +356,13 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         let mut new = new.into_iter();
         let mut entries: SmallVec<[Entry<Vma<S>>; 4]> = SmallVec::new();
         let mut fresh = 0;
+        let (mut before, mut after) = (Pages::default(), Pages::default());
+        old.iter().flatten().for_each(|vma| before.add(&vma.segment()));
         for p in &planned {
             // What was there before a wholly new mapping has been zapped.
             let all_new = p.fresh && !p.merged;
-            let touched = !all_new && touched.iter().any(|t| t.overlaps(p.segment.range));
+            let touched = !all_new && touched.iter().any(|t| t.range.overlaps(p.segment.range));
+            after.add(&p.segment);
             let (ptr, incarnation) = match p.object {
                 Some(place) => {
                     let mut vma = old[place].take().expect("each old object is planned once");
@@ -354,10 +400,24 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         point(Point::H8);
         let count = self.mm.map_count.load(Ordering::Relaxed) + entries.len() - removed;
         self.mm.map_count.store(count, Ordering::Relaxed);
+        self.mm.usage.account(before, after);
         let detach = |vma: VmaWrite<'m, S>| {
             if self.exit && mutant(Mutant::ExitWithoutDetach) { vma.leave_attached() } else { vma.detach() }
         };
         (old.into_iter().flatten().map(detach).collect(), fresh)
+    }
+
+    /// Changes flags of a whole VMA, which neither splits nor merges.
+    pub(crate) fn set_flags(&self, vma: VmaRef<'m, S>, change: impl FnOnce(&mut Segment)) {
+        let Ok(mut vma) = vma.start_write(self, None) else { unreachable!("nobody kills it") };
+        let (mut before, mut after) = (Pages::default(), Pages::default());
+        let mut segment = vma.segment();
+        before.add(&segment);
+        change(&mut segment);
+        after.add(&segment);
+        let touched = vma.touched().is_some();
+        vma.set_segment(&segment, touched);
+        self.mm.usage.account(before, after);
     }
 
     /// Gives the VMA at `addr` its flags after it was published: a mutant.
@@ -421,6 +481,7 @@ impl<S: LockScheme> MmCore<S> {
             count += 1;
         }
         assert_eq!(count, self.map_count(), "map_count is off");
+        self.validate_usage(read.snapshot().iter().map(|entry| read.vma(entry).segment()));
         assert!(self.mm_lock_seq.load(Ordering::Relaxed) & 1 == 0, "a write section is open");
         drop(read);
         assert!(self.mmap_lock.is_idle(), "the mmap lock is not idle");

@@ -14,7 +14,7 @@
 
 use super::Mm;
 use super::core::{MmapRead, MmapWrite};
-use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
@@ -55,8 +55,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let above = write.snapshot().next(addr)?.range;
         let (affected, overlap) = write.affected(PageRange::new(page.start(), above.end()));
         let stack = affected[overlap.start].segment();
-        let grown = Segment { range: PageRange::new(page.start(), stack.range.end()), ..stack };
-        if !stack.flags.contains(VmaFlags::GROWSDOWN) || grown.range.bytes() > STACK_BYTES_MAX {
+        if !stack.flags.contains(VmaFlags::GROWSDOWN) || page.start() < self.range().start() {
             return None;
         }
         if let Some(below) = write.snapshot().prev(page.start()) {
@@ -67,6 +66,20 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 return None;
             }
         }
+        self.anon_vma_prepare(write, &affected[overlap.start]);
+        let stack = affected[overlap.start].segment();
+        let grow = (stack.range.start() - page.start()) >> PAGE_SHIFT;
+        let grown = PageRange::new(page.start(), stack.range.end());
+        let core = self.core();
+        // `acct_stack_growth`
+        if grow as u64 > stack.pgoff
+            || !core.may_expand_vm(stack.flags, grow as u64)
+            || grown.bytes() as u64 > core.limits().stack
+            || !core.mlock_future_ok(stack.flags, grow << PAGE_SHIFT)
+        {
+            return None;
+        }
+        let grown = Segment { range: grown, pgoff: stack.pgoff - grow as u64, ..stack };
         let mut layout = Layout::new();
         for (place, vma) in affected.iter().enumerate() {
             layout.keep(place, if place == overlap.start { grown } else { vma.segment() });

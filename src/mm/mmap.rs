@@ -1,17 +1,27 @@
-//! `mmap`: private anonymous mappings.
+//! `mmap`: private and shared, anonymous memory and files.
 
-use super::core::{MmapWrite, page_range};
+use super::core::{Affected, MmapWrite};
+use super::modify::{before, from};
+use super::place::Wanted;
 use super::{MapFlags, Mapping, Mm, Prot};
-use crate::addr::{PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr, page_align_up};
+use crate::file::{File, FileRef, Inode};
 use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
-use crate::tree::Snapshot;
 use crate::vma::plan::Layout;
-use crate::vma::{Segment, Vma, VmaFlags};
+use crate::vma::{Segment, VmaFlags};
 use nix::errno::Errno;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// LEGACY_MAP_MASK: all that SHARED_VALIDATE knows.
+const LEGACY: u32 =
+    0x01 | 0x02 | 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x800 | 0x1000 | 0x7_e000 | 0x400_0000 | 0xfc00_0000;
+/// MAX_LFS_FILESIZE: bytes that a file's offsets can name.
+const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `mmap(2)` of anonymous memory. `addr` is a hint, or the place itself
@@ -19,11 +29,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     ///
     /// # Errors
     /// As Linux 6.18 (kernel lineage §4.1). EINVAL: length 0, an unaligned fixed
-    /// address, neither SHARED nor PRIVATE. ENOMEM: no room, the map count, a
-    /// fixed range beyond the end, no memory. EPERM: a fixed address below the
-    /// region. EEXIST: NOREPLACE and something is there. EBADF: not anonymous
-    /// (there is no file to map). EOPNOTSUPP: kinds that vmalab does not emulate
-    /// yet (SHARED, LOCKED, HUGETLB).
+    /// address, a type of mapping that there is not. ENOMEM: no room, the map
+    /// count, a limit, a fixed range beyond the end, no memory. EPERM: a fixed
+    /// address below the region, a sealed mapping in the way, LOCKED where
+    /// nothing may be locked. EAGAIN: more locked than may be. EEXIST: NOREPLACE
+    /// and something is there. EBADF: not anonymous. EOPNOTSUPP: HUGETLB.
     pub fn mmap(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<VirtAddr, Errno> {
         Ok(self.map(addr, len, prot, flags)?.addr)
     }
@@ -33,114 +43,160 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// # Errors
     /// As `mmap`.
     pub fn map(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
-        let result = self.do_mmap(addr, len, prot, flags);
+        if !flags.contains(MapFlags::ANONYMOUS) {
+            return Err(Errno::EBADF);
+        }
+        self.map_and_populate(addr, len, prot, flags, None, 0)
+    }
+
+    /// `mmap(2)` of `file` from byte `offset` on, a multiple of the page size.
+    /// What lies beyond the end of the file is SIGBUS. With ANONYMOUS the file
+    /// is ignored.
+    ///
+    /// # Errors
+    /// As `mmap`, and EINVAL: an unaligned offset, GROWSDOWN. EACCES: not opened
+    /// for reading; SHARED and writable, and not opened for writing. EPERM:
+    /// likewise, of a file sealed against writing. EOVERFLOW: an offset that is
+    /// too large. EOPNOTSUPP: SHARED_VALIDATE with unknown flags.
+    pub fn mmap_file(
+        &self,
+        addr: usize,
+        len: usize,
+        prot: Prot,
+        flags: MapFlags,
+        file: &Arc<File>,
+        offset: u64,
+    ) -> Result<VirtAddr, Errno> {
+        if !offset.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(Errno::EINVAL);
+        }
+        let file = (!flags.contains(MapFlags::ANONYMOUS)).then_some(file);
+        Ok(self.map_and_populate(addr, len, prot, flags, file, offset)?.addr)
+    }
+
+    fn map_and_populate(
+        &self,
+        addr: usize,
+        len: usize,
+        prot: Prot,
+        flags: MapFlags,
+        file: Option<&Arc<File>>,
+        offset: u64,
+    ) -> Result<Mapping, Errno> {
+        let result = self.do_mmap(addr, len, prot, flags, file, offset);
         rcu::poll();
-        let mapping = result?;
-        if flags.contains(MapFlags::POPULATE) {
+        let (mapping, vm_flags) = result?;
+        let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
+        if populate || vm_flags.contains(VmaFlags::LOCKED) {
             // Errors are not mmap's to report.
             let len = page_align_up(len).expect("checked by do_mmap");
-            let _ = self.populate(PageRange::sized(mapping.addr, len));
+            let _ = self.mm_populate(PageRange::sized(mapping.addr, len), true);
         }
         Ok(mapping)
     }
 
-    fn do_mmap(&self, addr: usize, len: usize, prot: Prot, flags: MapFlags) -> Result<Mapping, Errno> {
-        if !flags.contains(MapFlags::ANONYMOUS) {
-            return Err(Errno::EBADF);
-        }
+    fn do_mmap(
+        &self,
+        addr: usize,
+        len: usize,
+        prot: Prot,
+        flags: MapFlags,
+        file: Option<&Arc<File>>,
+        offset: u64,
+    ) -> Result<(Mapping, VmaFlags), Errno> {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
         let fixed = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+        let addr = if fixed { addr } else { self.round_hint_to_min(addr) };
         let len = page_align_up(len).ok_or(Errno::ENOMEM)?;
+        let (pgoff, pages) = (offset >> PAGE_SHIFT, (len >> PAGE_SHIFT) as u64);
         if mutant(Mutant::FixedAsTwoCalls) && flags.contains(MapFlags::FIXED) {
             self.munmap(addr, len)?;
         }
         if flags.contains(MapFlags::FIXED) {
             point(Point::Replace);
         }
-        let mut write = self.core.mmap_write();
-        if self.core.map_count() > self.core.map_count_max() {
+        // Before the lock: it takes memory and descriptors. Wasted if the call fails.
+        let shared = flags.bits() & 0x0f == MapFlags::SHARED.bits();
+        let shmem = if file.is_none() && shared && !flags.contains(MapFlags::GROWSDOWN) {
+            let store = self.mmu().shmem(len as u64)?;
+            Some(File::open(Inode::new(store, len as u64), true, true))
+        } else {
+            None
+        };
+        let mut write = self.core().mmap_write();
+        if pgoff.checked_add(pages).is_none() {
+            return Err(Errno::EOVERFLOW);
+        }
+        if self.core().map_count() > self.core().map_count_max() {
             return Err(Errno::ENOMEM);
         }
-        let range = if fixed { self.fixed_range(addr, len)? } else { self.get_unmapped_area(&write, addr, len)? };
+        let anonymous = file.is_none() && !shared;
+        let range = self.get_unmapped_area(&write, Wanted { addr, len, flags, offset: offset as usize, anonymous })?;
         if flags.contains(MapFlags::FIXED_NOREPLACE) && !write.snapshot().is_free(range) {
             return Err(Errno::EEXIST);
         }
-        check_type(flags)?;
-        self.mmap_region(&mut write, range, VmaFlags::for_mmap(prot, flags))
-    }
-
-    /// Judges a fixed place (`__get_unmapped_area`).
-    fn fixed_range(&self, addr: usize, len: usize) -> Result<PageRange, Errno> {
-        let bounds = self.range();
-        if len > bounds.end().get() || addr > bounds.end().get() - len {
-            return Err(Errno::ENOMEM);
-        }
-        let range = page_range(VirtAddr(addr), len).ok_or(Errno::EINVAL)?;
-        if range.start() < bounds.start() {
+        if flags.contains(MapFlags::LOCKED) && !self.core().can_do_mlock() {
             return Err(Errno::EPERM);
         }
-        Ok(range)
+        let asked_for = VmaFlags::asked_for(prot, flags) | self.core().def_flags();
+        if !self.core().mlock_future_ok(asked_for, len) {
+            return Err(Errno::EAGAIN);
+        }
+        let vm_flags = match file {
+            Some(file) => judge_file(asked_for, flags, file, pgoff, len)?,
+            None => judge_anonymous(asked_for, flags)?,
+        };
+        let file = file.or(shmem.as_ref());
+        let segment = match file {
+            Some(file) => {
+                let pgoff = if shmem.is_some() { 0 } else { pgoff };
+                Segment { file: Some(FileRef::of(file)), pgoff, ..Segment::unfaulted(range, vm_flags) }
+            }
+            None => Segment::unfaulted(range, vm_flags),
+        };
+        let mapping = self.mmap_region(&mut write, segment)?;
+        Ok((mapping, vm_flags))
     }
 
-    /// Finds a place: the hint's, if it is free, else the highest gap that is
-    /// large enough, at its upper end (`arch_get_unmapped_area_topdown`).
-    fn get_unmapped_area(&self, write: &MmapWrite<'_, S>, hint: usize, len: usize) -> Result<PageRange, Errno> {
-        let bounds = self.range();
-        if len > bounds.bytes() {
-            return Err(Errno::ENOMEM);
-        }
-        let snapshot = write.snapshot();
-        // Rounded down first: a hint inside the first page is none (`round_hint_to_min`).
+    /// A hint inside the first page is none; one below the region means its start.
+    fn round_hint_to_min(&self, hint: usize) -> usize {
         let hint = VirtAddr(hint).page();
-        if hint != VirtAddr(0) {
-            // Raised to the lowest address there is.
-            let hint = hint.max(bounds.start());
-            if let Some(range) = page_range(hint, len)
-                && bounds.covers(range)
-                && snapshot.is_free(range)
-            {
-                return Ok(range);
-            }
-        }
-        let place = |start: VirtAddr| PageRange::sized(start, len);
-        if hint == VirtAddr(0)
-            && let Some(start) = huge_aligned(&snapshot, len, bounds)
-        {
-            return Ok(place(start));
-        }
-        snapshot.gap_top_down(len, bounds.start(), bounds.end()).map(place).ok_or(Errno::ENOMEM)
+        if hint == VirtAddr(0) { 0 } else { hint.max(self.range().start()).get() }
     }
 
     /// Puts the mapping in place of whatever was there (`mmap_region`).
-    fn mmap_region(&self, write: &mut MmapWrite<'_, S>, range: PageRange, flags: VmaFlags) -> Result<Mapping, Errno> {
+    pub(super) fn mmap_region(&self, write: &mut MmapWrite<'_, S>, mut segment: Segment) -> Result<Mapping, Errno> {
+        let range = segment.range;
         let (affected, overlap) = write.affected(range);
-        let mut layout = Layout::new();
-        let mut cut = false;
-        for (place, vma) in affected.iter().enumerate().take(overlap.end) {
-            let old = vma.segment();
-            layout.keep(place, old.part(PageRange::new(VirtAddr(0), range.start())));
-            if overlap.contains(&place) {
-                cut |= old.range.start() < range.start() && old.range.end() > range.end();
-            }
-        }
-        // Clearing the range by a cut in the middle of one VMA needs room for one more.
-        if cut && self.core.map_count() >= self.core.map_count_max() {
+        self.settle_anon_vmas(write, &affected);
+        self.may_unmap(write, range, &affected, &overlap)?;
+        let replaced = affected[overlap.clone()].iter().map(|vma| vma.segment().part(range).range.pages() as u64);
+        let more = (range.pages() as u64).wrapping_sub(replaced.sum());
+        if !self.core().may_expand_vm(segment.flags, more) {
             return Err(Errno::ENOMEM);
         }
+        segment.flags = segment.flags.accounted();
+        let mut layout = Layout::new();
+        for (place, vma) in affected.iter().enumerate().take(overlap.end) {
+            layout.keep(place, vma.segment().part(before(range.start())));
+        }
         // (The mutant publishes a mapping that may be written, and finishes it later.)
-        let first = if mutant(Mutant::AttachUnlocked) { flags | VmaFlags::READ | VmaFlags::WRITE } else { flags };
-        layout.change(None, Segment::unfaulted(range, first));
+        let flags = segment.flags;
+        if mutant(Mutant::AttachUnlocked) {
+            segment.flags |= VmaFlags::READ | VmaFlags::WRITE;
+        }
+        layout.change(None, segment);
         for (place, vma) in affected.iter().enumerate().skip(overlap.start) {
-            layout.keep(place, vma.segment().part(PageRange::new(range.end(), VirtAddr(usize::MAX).page())));
+            layout.keep(place, vma.segment().part(from(range.end())));
         }
         let prepared = write.prepare(&affected, &layout, None)?.expect("a mapping is added");
         // The old VMAs are drained, and nobody finds the new one before the
         // commit: no fault can bring a page back in between (I10).
         if let Some(touched) = prepared.touched_in(range) {
             point(Point::H9);
-            self.mmu.zap(touched);
+            self.zap_touched(&touched);
         }
         point(Point::H10);
         let (detached, incarnation) = write.commit(prepared);
@@ -150,32 +206,102 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         Ok(Mapping { addr: range.start(), incarnation })
     }
+
+    /// Whether everything in `range` may be unmapped: nothing sealed, and room
+    /// for one mapping more where the middle of one is cut out
+    /// (`vms_gather_munmap_vmas`).
+    pub(super) fn may_unmap<'m>(
+        &self,
+        write: &mut MmapWrite<'m, S>,
+        range: PageRange,
+        affected: &Affected<'m, S>,
+        overlap: &Range<usize>,
+    ) -> Result<(), Errno> {
+        let mut split = None;
+        for place in overlap.clone() {
+            let old = affected[place].segment();
+            let head = old.range.start() < range.start();
+            if head && old.range.end() > range.end() && self.core().map_count() >= self.core().map_count_max() {
+                return Err(Errno::ENOMEM);
+            }
+            if old.flags.contains(VmaFlags::SEALED) {
+                // What was split on the way here stays split.
+                if let Some(place) = split {
+                    self.split(write, affected, place, range.start());
+                }
+                return Err(Errno::EPERM);
+            }
+            if head {
+                split = Some(place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Splits VMA number `at_place` at `addr`; the two would merge, but do not.
+    fn split<'m>(&self, write: &mut MmapWrite<'m, S>, affected: &Affected<'m, S>, at_place: usize, addr: VirtAddr) {
+        let mut layout = Layout::new();
+        for (place, vma) in affected.iter().enumerate() {
+            let old = vma.segment();
+            let cut = if place == at_place { addr } else { old.range.start() };
+            layout.keep(place, old.part(before(cut)));
+            layout.keep(place, old.part(from(cut)));
+        }
+        // Without memory it is not split; nobody is told.
+        if let Ok(Some(prepared)) = write.prepare(affected, &layout, None) {
+            drop(write.commit(prepared));
+        }
+    }
 }
 
-/// Kinds of mappings (`do_mmap`, in its order).
-fn check_type(flags: MapFlags) -> Result<(), Errno> {
-    // MAP_TYPE is 0x0f: SHARED 1, PRIVATE 2, SHARED_VALIDATE 3, DROPPABLE 8.
+/// The flags of a file mapping, or what forbids it (`do_mmap`, in its order).
+fn judge_file(vm: VmaFlags, flags: MapFlags, file: &File, pgoff: u64, len: usize) -> Result<VmaFlags, Errno> {
+    if len as u64 > FILE_BYTES_MAX || pgoff > (FILE_BYTES_MAX - len as u64) >> PAGE_SHIFT {
+        return Err(Errno::EOVERFLOW);
+    }
+    let mut vm = vm;
     match flags.bits() & 0x0f {
-        1 | 8 => Err(Errno::EOPNOTSUPP),
-        2 => {
-            let later = MapFlags::LOCKED | MapFlags::HUGETLB;
-            if flags.intersects(later) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+        kind @ (1 | 3) => {
+            if kind == 3 && flags.bits() & !LEGACY != 0 {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            if vm.contains(VmaFlags::WRITE) && !file.writable() {
+                return Err(Errno::EACCES);
+            }
+            vm |= VmaFlags::SHARED | VmaFlags::MAYSHARE;
+            if !file.writable() {
+                vm -= VmaFlags::MAYWRITE | VmaFlags::SHARED;
+            }
         }
+        2 => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    if !file.readable() {
+        return Err(Errno::EACCES);
+    }
+    if vm.contains(VmaFlags::GROWSDOWN) {
+        return Err(Errno::EINVAL);
+    }
+    if file.write_sealed() && vm.contains(VmaFlags::SHARED) {
+        if vm.contains(VmaFlags::WRITE) {
+            return Err(Errno::EPERM);
+        }
+        vm -= VmaFlags::MAYWRITE;
+    }
+    Ok(vm)
+}
+
+/// The flags of an anonymous mapping.
+fn judge_anonymous(vm: VmaFlags, flags: MapFlags) -> Result<VmaFlags, Errno> {
+    if flags.contains(MapFlags::HUGETLB) && matches!(flags.bits() & 0x0f, 1 | 2) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match flags.bits() & 0x0f {
+        1 if vm.contains(VmaFlags::GROWSDOWN) => Err(Errno::EINVAL),
+        1 => Ok(vm | VmaFlags::SHARED | VmaFlags::MAYSHARE),
+        2 => Ok(vm),
+        8 if flags.intersects(MapFlags::LOCKED | MapFlags::HUGETLB | MapFlags::GROWSDOWN) => Err(Errno::EINVAL),
+        8 => Ok(vm | VmaFlags::DROPPABLE | VmaFlags::NORESERVE | VmaFlags::WIPEONFORK | VmaFlags::DONTDUMP),
         _ => Err(Errno::EINVAL),
     }
 }
-
-/// Anonymous mappings of whole huge pages are aligned to one, if there is room
-/// (`thp_get_unmapped_area`).
-fn huge_aligned<S: LockScheme>(snapshot: &Snapshot<'_, Vma<S>>, len: usize, bounds: PageRange) -> Option<VirtAddr> {
-    const PMD_SIZE: usize = 2 << 20;
-    if len < PMD_SIZE || !len.is_multiple_of(PMD_SIZE) {
-        return None;
-    }
-    let padded = len.checked_add(PMD_SIZE)?;
-    let start = snapshot.gap_top_down(padded, bounds.start(), bounds.end())?;
-    // The padded gap ends at its top: the highest aligned place inside it.
-    Some(VirtAddr((start.get() + padded - len) & !(PMD_SIZE - 1)))
-}
-
-const _: () = assert!(PAGE_SIZE == 4096);

@@ -12,16 +12,29 @@
 //! The address space runs from the region's first byte (which stands for
 //! `mmap_min_addr`) to its end (`TASK_SIZE`).
 
+mod anon;
+mod brk;
 mod core;
 mod count;
+mod fork;
 mod grow;
+mod limits;
+mod madvise;
 mod maps;
+mod mincore;
+mod mlock;
 #[allow(clippy::module_inception, reason = "the file of the mmap call")]
 mod mmap;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
+mod modify;
 mod mprotect;
+mod mremap;
+mod mseal;
+mod msync;
 mod munmap;
+mod place;
+mod populate;
 #[cfg(all(test, shuttle))]
 mod stress;
 #[cfg(all(test, not(any(loom, shuttle))))]
@@ -30,7 +43,10 @@ mod tests;
 pub(crate) use self::core::MmapWrite;
 pub use self::core::{MAP_COUNT_MAX, MmCore};
 pub use grow::{STACK_BYTES_MAX, STACK_GUARD_PAGES};
+pub use limits::{Kernel, Limits};
+pub use madvise::Advice;
 pub use maps::MapsEntry;
+pub use mremap::RemapFlags;
 
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::fault::{Access, Outcome, ServeFault, Signal};
@@ -65,27 +81,36 @@ bitflags::bitflags! {
     /// ignored as the kernel does.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct MapFlags: u32 {
-        /// MAP_SHARED: not emulated yet, EOPNOTSUPP.
+        /// MAP_SHARED
         const SHARED = 0x01;
         /// MAP_PRIVATE
         const PRIVATE = 0x02;
+        /// MAP_SHARED_VALIDATE: like SHARED, and unknown flags are an error. Files only.
+        const SHARED_VALIDATE = 0x03;
+        /// MAP_DROPPABLE: memory that may be dropped, and is not inherited.
+        const DROPPABLE = 0x08;
         /// MAP_FIXED
         const FIXED = 0x10;
         /// MAP_ANONYMOUS
         const ANONYMOUS = 0x20;
+        /// MAP_32BIT: between 1 and 2 GiB.
+        const MAP_32BIT = 0x40;
         /// MAP_GROWSDOWN: faults just below extend the mapping (`src/mm/grow.rs`).
-        /// Placement does not keep the guard gap free yet; growth does.
         const GROWSDOWN = 0x0100;
-        /// MAP_LOCKED: not emulated yet, EOPNOTSUPP.
+        /// MAP_LOCKED
         const LOCKED = 0x2000;
         /// MAP_NORESERVE
         const NORESERVE = 0x4000;
         /// MAP_POPULATE
         const POPULATE = 0x8000;
+        /// MAP_NONBLOCK: with POPULATE, nothing is populated.
+        const NONBLOCK = 0x1_0000;
         /// MAP_STACK
         const STACK = 0x2_0000;
-        /// MAP_HUGETLB: not emulated yet, EOPNOTSUPP.
+        /// MAP_HUGETLB: not emulated, EOPNOTSUPP.
         const HUGETLB = 0x4_0000;
+        /// MAP_SYNC: without effect, except that it keeps mappings from merging.
+        const SYNC = 0x8_0000;
         /// MAP_FIXED_NOREPLACE
         const FIXED_NOREPLACE = 0x10_0000;
     }
@@ -123,6 +148,26 @@ pub struct Mm<S: LockScheme, M: Mmu, P: Pager> {
     core: count::MmOwner<S>,
     mmu: M,
     pager: P,
+}
+
+impl<S: LockScheme, M: Mmu, P: Pager> Drop for Mm<S, M, P> {
+    /// Files get what was stored to shared mappings; the mappings themselves go
+    /// with the core (`exit_mmap`).
+    fn drop(&mut self) {
+        let write = self.core.mmap_write();
+        let has_file = |entry: crate::tree::Entry<crate::vma::Vma<S>>| {
+            // SAFETY: in the tree, so attached, and the mmap lock is held.
+            unsafe { crate::vma::VmaRef::<S>::new(entry.ptr) }.segment().file.is_some()
+        };
+        let mapped = write.snapshot().iter().filter(|entry| has_file(*entry)).map(|entry| entry.range);
+        let files: Vec<PageRange> = mapped.collect();
+        for range in files {
+            let (affected, overlap) = write.affected(range);
+            if let Some(touched) = write.drain(&affected[overlap]).touched_in(range) {
+                self.release_files(&touched);
+            }
+        }
+    }
 }
 
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {

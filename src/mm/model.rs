@@ -97,11 +97,11 @@ impl Model {
         if flags.contains(MapFlags::FIXED_NOREPLACE) && !self.is_free(start, len) {
             return Err(Errno::EEXIST);
         }
-        let not_emulated = MapFlags::LOCKED | MapFlags::GROWSDOWN | MapFlags::HUGETLB;
+        // The model knows private memory, and nothing that is special about it.
+        let special = MapFlags::LOCKED | MapFlags::GROWSDOWN | MapFlags::HUGETLB | MapFlags::MAP_32BIT;
         match flags.bits() & 0x0f {
             // MAP_PRIVATE
-            2 if !flags.intersects(not_emulated) => {}
-            // And MAP_SHARED, MAP_DROPPABLE.
+            2 if !flags.intersects(special) => {}
             1 | 2 | 8 => return Err(Errno::EOPNOTSUPP),
             _ => return Err(Errno::EINVAL),
         }
@@ -179,6 +179,10 @@ impl Model {
         let right = stop == old.end && self.vmas.get(i + 1).is_some_and(|&next| new.mergeable(next));
         let splits = usize::from(at != old.start) + usize::from(stop != old.end);
         if !left && !right && splits > 0 && self.vmas.len() + splits > self.max_map_count {
+            if self.vmas.len() < self.max_map_count && splits == 2 {
+                // There is room for the first of the two.
+                self.split_at(at);
+            }
             return Err(Errno::ENOMEM);
         }
         self.split_at(at);

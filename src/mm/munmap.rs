@@ -1,7 +1,8 @@
 //! `munmap`.
 
 use super::Mm;
-use super::core::page_range;
+use super::core::{MmapWrite, Prepared, Touched, page_range};
+use super::modify::{before, from};
 use crate::addr::{PageRange, VirtAddr, page_align_up};
 use crate::lock::{Kill, LockScheme};
 use crate::mmu::Mmu;
@@ -18,7 +19,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// # Errors
     /// As Linux 6.18 (kernel lineage §4.2). EINVAL: unaligned address, length 0,
     /// beyond the end. ENOMEM: a cut in the middle of one mapping at the map
-    /// count limit, or no memory; nothing changed.
+    /// count limit, or no memory. EPERM: a sealed mapping in the range. Nothing
+    /// is unmapped then.
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
         let range = self.munmap_range(addr, len)?;
         let result = self.do_munmap(range, None);
@@ -58,30 +60,19 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// `do_vmi_align_munmap`, with the lock downgraded for the pages.
     fn do_munmap(&self, range: PageRange, kill: Option<&Kill>) -> Result<(), Errno> {
-        let mut write = self.core.mmap_write();
-        let (affected, overlap) = write.affected(range);
-        if overlap.is_empty() {
+        self.unmap_and_release(self.core().mmap_write(), range, kill)
+    }
+
+    /// The same, the mmap lock being held.
+    pub(super) fn unmap_and_release(
+        &self,
+        mut write: MmapWrite<'_, S>,
+        range: PageRange,
+        kill: Option<&Kill>,
+    ) -> Result<(), Errno> {
+        let Some((prepared, touched)) = self.prepare_unmap(&mut write, range, kill)? else {
             return Ok(());
-        }
-        let mut layout = Layout::new();
-        for (place, vma) in affected.iter().enumerate() {
-            let old = vma.segment();
-            let left = old.part(PageRange::new(VirtAddr(0), range.start()));
-            let right = old.part(PageRange::new(range.end(), VirtAddr(usize::MAX).page()));
-            if overlap.contains(&place) {
-                let cut = !left.range.is_empty() && !right.range.is_empty();
-                if cut && self.core.map_count() >= self.core.map_count_max() {
-                    return Err(Errno::ENOMEM);
-                }
-            }
-            layout.keep(place, left);
-            layout.keep(place, right);
-        }
-        if mutant(Mutant::ZapBeforeDrain) {
-            self.mmu.zap(range);
-        }
-        let prepared = write.prepare(&affected, &layout, kill)?.expect("a VMA overlaps");
-        let touched = prepared.touched_in(range).filter(|_| !mutant(Mutant::ZapBeforeDrain));
+        };
         let (detached, _) = write.commit(prepared);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read
@@ -92,11 +83,49 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         point(Point::H9);
         if let Some(touched) = touched {
-            self.mmu.zap(touched);
+            self.zap_touched(&touched);
         }
         point(Point::H10);
         drop(read);
         drop(detached);
         Ok(())
+    }
+
+    /// Unmaps within an operation that goes on holding the mmap lock.
+    pub(super) fn unmap_within(&self, write: &mut MmapWrite<'_, S>, range: PageRange) -> Result<(), Errno> {
+        if let Some((prepared, touched)) = self.prepare_unmap(write, range, None)? {
+            let (detached, _) = write.commit(prepared);
+            if let Some(touched) = touched {
+                self.zap_touched(&touched);
+            }
+            drop(detached);
+        }
+        Ok(())
+    }
+
+    /// Lays out and prepares; `None`: nothing is mapped there.
+    fn prepare_unmap<'w>(
+        &self,
+        write: &mut MmapWrite<'w, S>,
+        range: PageRange,
+        kill: Option<&Kill>,
+    ) -> Result<Option<(Prepared<'w, S>, Option<Touched>)>, Errno> {
+        let (affected, overlap) = write.affected(range);
+        if overlap.is_empty() {
+            return Ok(None);
+        }
+        self.may_unmap(write, range, &affected, &overlap)?;
+        let mut layout = Layout::new();
+        for (place, vma) in affected.iter().enumerate() {
+            let old = vma.segment();
+            layout.keep(place, old.part(before(range.start())));
+            layout.keep(place, old.part(from(range.end())));
+        }
+        if mutant(Mutant::ZapBeforeDrain) {
+            self.mmu().zap(range);
+        }
+        let prepared = write.prepare(&affected, &layout, kill)?.expect("a VMA overlaps");
+        let touched = prepared.touched_in(range).filter(|_| !mutant(Mutant::ZapBeforeDrain));
+        Ok(Some((prepared, touched)))
     }
 }

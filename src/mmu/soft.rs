@@ -6,14 +6,18 @@
 //! shootdown does. So after `zap` no store lands in the old page, and after
 //! `protect` no store succeeds.
 //!
+//! A page of a file is a reference to the file: loads and stores go straight to
+//! its [`Store`], so nothing is ever behind, and a fork copies at once.
+//!
 //! Addresses are numbers, not memory: two `SoftMmu`s serve the same range.
 
-use super::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, Trap};
+use super::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
-use crate::file::{FilePage, Store};
-use nix::errno::Errno;
+use crate::fault::Signal;
+use crate::file::{FilePage, Inode, MemoryStore, Store};
 use crate::sync::plain::AtomicU64;
 use crate::sync::{AtomicU32, Backoff, Ordering, spin_loop};
+use nix::errno::Errno;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
@@ -24,11 +28,18 @@ const PRESENT: u32 = 1 << 31;
 const WRITABLE: u32 = 1 << 30;
 /// Contents kept, not reachable (PROT_NONE).
 const HIDDEN: u32 = 1 << 29;
+/// MADV_GUARD_INSTALL.
+const GUARDED: u32 = 1 << 28;
+/// Freed lazily and not stored to since; never writable.
+const LAZY: u32 = 1 << 27;
+/// A page of a file: contents are the store's, which is always up to date.
+const FILE: u32 = 1 << 26;
 /// Somebody is changing the page.
-const BUSY: u32 = 1 << 28;
+const BUSY: u32 = 1 << 25;
 /// Accesses in flight.
 const USERS: u32 = BUSY - 1;
 const WORDS: usize = PAGE_SIZE / 8;
+const POPULATED: u32 = PRESENT | HIDDEN;
 
 /// A model's atomics have to be made, one by one; it has few pages.
 #[cfg(any(loom, shuttle))]
@@ -42,6 +53,8 @@ pub struct SoftMmu {
     /// One word a page: the bits above. Absent pages are 0 and their contents zero.
     states: States,
     contents: ZeroedArray<AtomicU64>,
+    /// For pages of files: address of the inode, and which page of it.
+    files: ZeroedArray<AtomicU64>,
 }
 
 impl SoftMmu {
@@ -72,6 +85,7 @@ impl SoftMmu {
             #[cfg(any(loom, shuttle))]
             states: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             contents: ZeroedArray::new(pages * WORDS)?,
+            files: ZeroedArray::new(pages * 2)?,
         })
     }
 
@@ -82,6 +96,45 @@ impl SoftMmu {
     fn words(&self, page: VirtAddr) -> &[AtomicU64] {
         let first = ((page - self.range.start()) >> PAGE_SHIFT) * WORDS;
         &self.contents[first..first + WORDS]
+    }
+
+    fn fill(&self, page: VirtAddr, content: &PageBuf) {
+        for (word, bytes) in self.words(page).iter().zip(content.0.chunks_exact(8)) {
+            let value = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
+            // Absent pages are zero already.
+            if value != 0 {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn clear(&self, page: VirtAddr) {
+        self.words(page).iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    fn file_words(&self, page: VirtAddr) -> &[AtomicU64] {
+        let first = ((page - self.range.start()) >> PAGE_SHIFT) * 2;
+        &self.files[first..first + 2]
+    }
+
+    /// The file page behind `page`, which is FILE and held: by an access or by
+    /// `lock_page`.
+    fn file(&self, page: VirtAddr) -> FilePage<'_> {
+        let [inode, index] = [0, 1].map(|i| self.file_words(page)[i].load(Ordering::Relaxed));
+        // SAFETY: stored by `install_file` from a reference. The core keeps the
+        // file for as long as a page of it may be present, and the page is held.
+        FilePage { inode: unsafe { &*(inode as *const Inode) }, index }
+    }
+
+    /// Removes what is in `range`, and of the states those in `states`.
+    fn remove(&self, range: PageRange, states: u32) {
+        for page in range.iter_pages() {
+            if let Some(old) = self.lock_page(page, |now| now & states == 0) {
+                assert!(old & FILE == 0, "a file's page at {page:x} was not released");
+                self.clear(page);
+                self.unlock_page(page, old & GUARDED & !states);
+            }
+        }
     }
 
     /// Takes the page for changing and waits until no access is in flight.
@@ -113,6 +166,15 @@ impl SoftMmu {
         // Release: pairs with the Acquire in `lock_page` and `access`.
         self.state(page).store(new, Ordering::Release);
     }
+
+    /// Fills `page`, which is locked and holds nothing, from a file.
+    fn copy_from(&self, page: VirtAddr, file: FilePage<'_>) -> Result<(), MmuError> {
+        let mut buf = PageBuf::zeroed();
+        let read = file.inode.store().read_at(file.index * PAGE_SIZE as u64, &mut buf.0);
+        read.map_err(|_| MmuError::BeyondEnd)?;
+        self.fill(page, &buf);
+        Ok(())
+    }
 }
 
 impl Mmu for SoftMmu {
@@ -127,17 +189,11 @@ impl Mmu for SoftMmu {
         writable: bool,
         for_write: bool,
     ) -> Result<Installed, MmuError> {
-        if self.lock_page(page, |now| now & (PRESENT | HIDDEN) != 0).is_none() {
+        if self.lock_page(page, |now| now & POPULATED != 0).is_none() {
             return Ok(Installed::Exists);
         }
         if let Content::Page(bytes) = content {
-            for (word, bytes) in self.words(page).iter().zip(bytes.0.chunks_exact(8)) {
-                let value = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
-                // Absent pages are zero already.
-                if value != 0 {
-                    word.store(value, Ordering::Relaxed);
-                }
-            }
+            self.fill(page, bytes);
         }
         // A page that is only read may be shared (the zero page): the first
         // store to it faults again, as on the host.
@@ -149,8 +205,9 @@ impl Mmu for SoftMmu {
         if self.state(page).load(Ordering::Relaxed) & HIDDEN == 0 {
             return Ok(false);
         }
-        if self.lock_page(page, |now| now & HIDDEN == 0).is_some() {
-            self.unlock_page(page, PRESENT | if writable { WRITABLE } else { 0 });
+        if let Some(old) = self.lock_page(page, |now| now & HIDDEN == 0) {
+            let writable = writable && old & LAZY == 0;
+            self.unlock_page(page, PRESENT | old & LAZY | if writable { WRITABLE } else { 0 });
         }
         // Otherwise another fault has just done it.
         Ok(true)
@@ -158,100 +215,199 @@ impl Mmu for SoftMmu {
 
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
         if let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) {
-            self.unlock_page(page, old | WRITABLE);
+            assert!(old & FILE == 0, "a file's page at {page:x} takes allow_write_file");
+            self.unlock_page(page, (old | WRITABLE) & !LAZY);
         }
         Ok(())
     }
 
     fn zap(&self, range: PageRange) {
-        for page in range.iter_pages() {
-            if self.lock_page(page, |now| now & (PRESENT | HIDDEN) == 0).is_some() {
-                for word in self.words(page) {
-                    word.store(0, Ordering::Relaxed);
-                }
-                self.unlock_page(page, 0);
-            }
-        }
+        self.remove(range, POPULATED | GUARDED);
     }
 
     fn protect(&self, range: PageRange, _: PageAccess, to: PageAccess) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         for page in range.iter_pages() {
-            if self.lock_page(page, |now| now & PRESENT == 0).is_some() {
-                self.unlock_page(
-                    page,
-                    match to {
-                        PageAccess::None => HIDDEN,
-                        PageAccess::Read => PRESENT,
-                        PageAccess::ReadWrite => PRESENT | WRITABLE,
-                    },
-                );
+            if let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) {
+                self.unlock_page(page, reprotected(old, to));
             }
         }
         Ok(())
     }
 
-    fn install_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool, _: bool, _: bool) -> Result<Installed, MmuError> {
-        todo!()
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        let store = file.inode.store();
+        if file.index * PAGE_SIZE as u64 >= store.bytes() {
+            return Err(MmuError::BeyondEnd);
+        }
+        let Some(old) = self.lock_page(page, |now| now & POPULATED != 0) else {
+            return Ok(Installed::Exists);
+        };
+        let copied = if shared || !for_write {
+            let words = [std::ptr::from_ref(file.inode) as usize as u64, file.index];
+            self.file_words(page).iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+            Ok(FILE)
+        } else {
+            self.copy_from(page, file).map(|()| 0)
+        };
+        let new = copied.map(|state| PRESENT | state | if writable && for_write { WRITABLE } else { 0 });
+        self.unlock_page(page, new.unwrap_or(old));
+        new.map(|_| Installed::New)
     }
 
-    fn allow_write_file(&self, _: VirtAddr, _: FilePage<'_>, _: bool) -> Result<(), MmuError> {
-        todo!()
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) else {
+            return Ok(());
+        };
+        let copied = if !shared && old & FILE != 0 { self.copy_from(page, file).map(|()| FILE) } else { Ok(0) };
+        self.unlock_page(page, copied.map_or(old, |gone| (old | WRITABLE) & !(gone | LAZY)));
+        copied.map(drop)
     }
 
     fn discard(&self, range: PageRange) {
-        self.zap(range);
+        self.remove(range, POPULATED);
     }
 
-    fn release_file(&self, _: PageRange, _: FilePage<'_>) {
-        todo!()
+    fn release_file(&self, range: PageRange, _: FilePage<'_>) {
+        for page in range.iter_pages() {
+            if let Some(old) = self.lock_page(page, |now| now & FILE == 0) {
+                self.unlock_page(page, old & GUARDED);
+            }
+        }
     }
 
     fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
-        todo!()
+        Ok(())
     }
 
     fn forget_file(&self, _: FilePage<'_>, _: u64) {
-        todo!()
+        // Pages hold nothing of their own.
     }
 
-    fn shmem(&self, _: u64) -> Result<Box<dyn Store>, Errno> {
-        todo!()
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        if crate::inject::fails() {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(Box::new(MemoryStore::new(bytes)))
     }
 
-    fn move_range(&self, _: PageRange, _: VirtAddr, _: PageAccess) -> Result<(), MmuError> {
-        todo!()
+    fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
+        assert!(!from.overlaps(PageRange::sized(to, from.bytes())));
+        for page in from.iter_pages() {
+            let target = to + (page - from.start());
+            let Some(old) = self.lock_page(page, |now| now & (POPULATED | GUARDED) == 0) else {
+                continue;
+            };
+            assert!(old & FILE == 0, "a file's page at {page:x} was not released");
+            let empty = self.lock_page(target, |_| false).expect("nothing refuses it");
+            assert!(empty & (POPULATED | GUARDED) == 0, "something is at {target:x} already");
+            for (from, to) in self.words(page).iter().zip(self.words(target)) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            self.clear(page);
+            self.unlock_page(target, if old & PRESENT != 0 { reprotected(old, access) } else { old });
+            self.unlock_page(page, 0);
+        }
+        Ok(())
     }
 
-    fn fork_range(&self, _: &Self, _: PageRange, _: VirtAddr) -> Result<(), MmuError> {
-        todo!()
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
+        for page in range.iter_pages() {
+            let target = to + (page - range.start());
+            let Some(old) = self.lock_page(page, |now| now & (POPULATED | GUARDED) == 0) else {
+                continue;
+            };
+            assert!(old & FILE == 0, "a file's page at {page:x} was not released");
+            for (from, to) in self.words(page).iter().zip(child.words(target)) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            // It comes back with the protection of the child's mapping.
+            let hidden = if old & POPULATED != 0 { HIDDEN } else { 0 };
+            child.unlock_page(target, hidden | old & (LAZY | GUARDED));
+            self.unlock_page(page, old);
+        }
+        Ok(())
     }
 
-    fn presence(&self, _: PageRange, _: &mut dyn FnMut(PageRange)) {
-        todo!()
+    fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {
+        let mut start = None;
+        for page in range.iter_pages() {
+            let populated = self.state(page).load(Ordering::Relaxed) & POPULATED != 0;
+            match start {
+                None if populated => start = Some(page),
+                Some(first) if !populated => {
+                    run(PageRange::new(first, page));
+                    start = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(first) = start {
+            run(PageRange::new(first, range.end()));
+        }
     }
 
-    fn guard(&self, _: PageRange) {
-        todo!()
-    }
-
-    fn unguard(&self, _: PageRange) {
-        todo!()
-    }
-
-    fn is_guarded(&self, _: VirtAddr) -> bool {
+    fn was_written(&self, _: PageRange) -> bool {
         false
     }
 
-    fn first_guarded(&self, _: PageRange) -> Option<VirtAddr> {
-        None
+    fn guard(&self, range: PageRange) {
+        for page in range.iter_pages() {
+            let old = self.lock_page(page, |_| false).expect("nothing refuses it");
+            assert!(old & FILE == 0, "a file's page at {page:x} was not released");
+            if old & POPULATED != 0 {
+                self.clear(page);
+            }
+            self.unlock_page(page, GUARDED);
+        }
     }
 
-    fn lazy_free(&self, _: PageRange) {
-        todo!()
+    fn unguard(&self, range: PageRange) {
+        for page in range.iter_pages() {
+            if let Some(old) = self.lock_page(page, |now| now & GUARDED == 0) {
+                self.unlock_page(page, old & !GUARDED);
+            }
+        }
     }
 
-    fn reclaim(&self, _: PageRange) {
-        todo!()
+    fn is_guarded(&self, page: VirtAddr) -> bool {
+        self.state(page).load(Ordering::Relaxed) & GUARDED != 0
+    }
+
+    fn first_guarded(&self, range: PageRange) -> Option<VirtAddr> {
+        range.iter_pages().find(|&page| self.is_guarded(page))
+    }
+
+    fn lazy_free(&self, range: PageRange) {
+        for page in range.iter_pages() {
+            if let Some(old) = self.lock_page(page, |now| now & POPULATED == 0) {
+                self.unlock_page(page, old & !WRITABLE | LAZY);
+            }
+        }
+    }
+
+    fn reclaim(&self, range: PageRange) {
+        for page in range.iter_pages() {
+            if self.lock_page(page, |now| now & LAZY == 0).is_some() {
+                self.clear(page);
+                self.unlock_page(page, 0);
+            }
+        }
     }
 
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {
@@ -277,13 +433,41 @@ impl Mmu for SoftMmu {
             }
         }
         let (words, offset) = (self.words(page), addr.get() % PAGE_SIZE);
-        match op {
-            AccessOp::Load(bytes) => load_bytes(words, offset, bytes),
-            AccessOp::Store(bytes) => store_bytes(words, offset, bytes),
-        }
+        let done = match op {
+            AccessOp::Load(bytes) if now & FILE != 0 => {
+                let file = self.file(page);
+                file.inode.store().read_at(file.index * PAGE_SIZE as u64 + offset as u64, bytes)
+            }
+            AccessOp::Store(bytes) if now & FILE != 0 => {
+                let file = self.file(page);
+                file.inode.store().write_at(file.index * PAGE_SIZE as u64 + offset as u64, bytes)
+            }
+            AccessOp::Load(bytes) => {
+                load_bytes(words, offset, bytes);
+                Ok(())
+            }
+            AccessOp::Store(bytes) => {
+                store_bytes(words, offset, bytes);
+                Ok(())
+            }
+        };
         // Release: pairs with the Acquire in `lock_page`.
         state.fetch_sub(1, Ordering::Release);
-        Ok(())
+        done.map_err(|_| Trap::Signal(Signal::Bus))
+    }
+}
+
+/// What a present page becomes under another protection. Stores to a file's
+/// page, and to one that was freed lazily, must be noticed.
+fn reprotected(old: u32, to: PageAccess) -> u32 {
+    let kept = old & (LAZY | FILE | GUARDED);
+    match to {
+        PageAccess::None => {
+            assert!(old & FILE == 0, "a file's page was not released");
+            HIDDEN | kept
+        }
+        PageAccess::ReadWrite if old & (LAZY | FILE) == 0 => PRESENT | WRITABLE | kept,
+        PageAccess::Read | PageAccess::ReadWrite => PRESENT | kept,
     }
 }
 
@@ -362,3 +546,6 @@ impl<T> Drop for ZeroedArray<T> {
         unsafe { dealloc(self.start.as_ptr().cast(), layout) };
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;

@@ -25,7 +25,8 @@ mod poison;
 pub use flags::VmaFlags;
 pub use plan::Segment;
 
-use crate::addr::{PageRange, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PageRange, VirtAddr};
+use crate::file::{File, FilePage, FileRef};
 use crate::lock::{Kill, Killed, LockScheme};
 use crate::mm::{MmCore, MmapWrite};
 use crate::mmap_lock;
@@ -57,6 +58,11 @@ pub struct Vma<S: LockScheme> {
     /// Identity of the anonymous pages, 0 before the first write fault
     /// (`anon_vma`): decides about merges.
     anon_vma: AtomicU64,
+    /// `vm_pgoff`
+    vm_pgoff: AtomicU64,
+    /// The file, one reference of which the object owns from its allocation to
+    /// its end; null for private anonymous memory (`vm_file`).
+    vm_file: AtomicPtr<File>,
     /// Raised for every new mapping; an oracle's number, no lock relies on it.
     incarnation: AtomicU64,
     /// `MmCore::id` of the last owner, 0 for an object never used.
@@ -114,6 +120,8 @@ impl<S: LockScheme> Vma<S> {
             vm_mm: AtomicPtr::new(std::ptr::null_mut()),
             vm_flags: AtomicU64::new(0),
             anon_vma: AtomicU64::new(0),
+            vm_pgoff: AtomicU64::new(0),
+            vm_file: AtomicPtr::new(std::ptr::null_mut()),
             incarnation: AtomicU64::new(0),
             owner_id: AtomicU64::new(0),
             touched: AtomicBool::new(false),
@@ -170,7 +178,17 @@ impl<S: LockScheme> Vma<S> {
     }
 
     fn segment(&self) -> Segment {
-        Segment { range: self.range(), flags: self.flags(), anon_vma: self.anon_vma.load(Ordering::Relaxed) }
+        Segment {
+            range: self.range(),
+            flags: self.flags(),
+            anon_vma: self.anon_vma.load(Ordering::Relaxed),
+            pgoff: self.vm_pgoff.load(Ordering::Relaxed),
+            file: self.file(),
+        }
+    }
+
+    fn file(&self) -> Option<FileRef> {
+        FileRef::from_raw(self.vm_file.load(Ordering::Relaxed))
     }
 
     fn store_segment(&self, segment: &Segment, touched: bool) {
@@ -179,6 +197,8 @@ impl<S: LockScheme> Vma<S> {
         self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
         self.vm_flags.store(segment.flags.bits(), Ordering::Relaxed);
         self.anon_vma.store(segment.anon_vma, Ordering::Relaxed);
+        self.vm_pgoff.store(segment.pgoff, Ordering::Relaxed);
+        self.vm_file.store(segment.file.map_or(std::ptr::null_mut(), FileRef::as_ptr), Ordering::Relaxed);
         self.touched.store(touched, Ordering::Relaxed);
     }
 }
@@ -287,6 +307,22 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
         self.vma().anon_vma.load(Ordering::Relaxed)
     }
 
+    /// The page of the VMA's file that is mapped at `page`; `None` in private
+    /// anonymous memory. The VMA keeps the file.
+    #[inline]
+    pub(crate) fn file_page(&self, page: VirtAddr) -> Option<FilePage<'_>> {
+        let vma = self.vma();
+        // SAFETY: the VMA is attached while we live, and owns a reference.
+        let file = unsafe { vma.file()?.get() };
+        let offset = (page - vma.range().start()) >> PAGE_SHIFT;
+        Some(FilePage { inode: file.inode(), index: vma.vm_pgoff.load(Ordering::Relaxed) + offset as u64 })
+    }
+
+    /// What the VMA is.
+    pub(crate) fn segment(&self) -> Segment {
+        self.vma().segment()
+    }
+
     /// Sets `anon_vma` unless another fault has.
     pub(crate) fn set_anon_vma(&self, id: u64) {
         // Relaxed: read under this VMA's locks only.
@@ -337,6 +373,17 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
     /// The incarnation.
     pub fn incarnation(&self) -> u64 {
         self.vma().incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Whether a page may be present. A fault under way may just be changing it.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.vma().touched.load(Ordering::Relaxed)
+    }
+
+    /// Sets `anon_vma` unless a fault has.
+    pub(crate) fn set_anon_vma(&self, id: u64) {
+        // Relaxed: as in `VmaRead::set_anon_vma`.
+        let _ = self.vma().anon_vma.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Changes flags without the VMA's write lock: a mutant.
@@ -391,6 +438,11 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
         self.vma
     }
 
+    /// What the VMA is.
+    pub(crate) fn segment(&self) -> Segment {
+        self.vma().segment()
+    }
+
     /// Changes what the VMA is.
     pub(crate) fn set_segment(&mut self, segment: &Segment, touched: bool) {
         self.vma().epoch.add(1);
@@ -403,10 +455,15 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
         S::vma_mark_attached(self.mm, self.vma());
     }
 
-    /// The VMA's range, if a page of it may be present. Only the write lock
+    /// What the VMA is, if a page of it may be present. Only the write lock
     /// settles that: faults change it under the read lock.
-    pub(crate) fn touched(&self) -> Option<PageRange> {
-        self.vma().touched.load(Ordering::Relaxed).then(|| self.vma().range())
+    pub(crate) fn touched(&self) -> Option<Segment> {
+        self.vma().touched.load(Ordering::Relaxed).then(|| self.vma().segment())
+    }
+
+    /// Notes that a page may be present.
+    pub(crate) fn set_touched(&self) {
+        self.vma().touched.store(true, Ordering::Relaxed);
     }
 
     /// Gives the VMA the next incarnation.
@@ -445,6 +502,9 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
     /// This is `vm_area_dup`, too: a VMA is made from its [`Segment`], field by
     /// field. The lock, `detached` in particular, is never copied (S-A).
     pub(crate) fn alloc(write: &MmapWrite<'w, S>, segment: &Segment) -> Option<VmaNew<'w, S>> {
+        if crate::inject::fails() {
+            return None;
+        }
         let mm = write.mm();
         let new = VmaNew { vma: S::slab().alloc()?, mm };
         let vma = new.vma();
@@ -467,6 +527,10 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
         vma.written(Vma::<S>::VM_MM);
         vma.vm_mm.store(std::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
         vma.incarnation.store(mm.next_incarnation(), Ordering::Relaxed);
+        if let Some(file) = segment.file {
+            // SAFETY: kept by an old VMA of the operation, or by its caller.
+            unsafe { file.keep() };
+        }
         vma.store_segment(segment, false);
         S::vma_init(vma);
         Some(new)
@@ -501,6 +565,11 @@ impl<S: LockScheme> Drop for VmaNew<'_, S> {
     fn drop(&mut self) {
         if races::POISON && S::is_attached(self.vma()) && !mutant(Mutant::ExitWithoutDetach) {
             races::violation(Oracle::O4, "an attached VMA was freed");
+        }
+        if let Some(file) = self.vma().file() {
+            self.vma().vm_file.store(std::ptr::null_mut(), Ordering::Relaxed);
+            // SAFETY: the object's reference, from `alloc`; mutators only.
+            unsafe { file.release() };
         }
         #[cfg(feature = "races")]
         self.vma().poison();

@@ -9,8 +9,13 @@
 //! merged with each other.
 
 use super::VmaFlags;
-use crate::addr::PageRange;
+use crate::addr::{PAGE_SHIFT, PageRange};
+use crate::file::FileRef;
 use smallvec::SmallVec;
+
+/// Marks an [`anon_vma`](Segment::anon_vma) that came from a forked parent's:
+/// its chain is not singular (`vma_is_fork_child`), and it is not given on.
+pub const INHERITED: u64 = 1 << 63;
 
 /// What a VMA is, apart from being an object. All of it is settled while the
 /// mmap lock is held for writing (`anon_vma` too: setting it takes the mmap lock).
@@ -20,19 +25,37 @@ pub struct Segment {
     pub range: PageRange,
     /// `vm_flags`.
     pub flags: VmaFlags,
-    /// Identity of its anonymous pages, 0 before the first write fault.
+    /// Identity of its anonymous pages, 0 before the first write fault; with
+    /// [`INHERITED`] if a forked parent had one.
     pub anon_vma: u64,
+    /// What it maps, in pages: the offset in the file; for anonymous memory
+    /// the address at which it was first touched (`vm_pgoff`).
+    pub pgoff: u64,
+    /// The file, none for private anonymous memory.
+    pub file: Option<FileRef>,
 }
 
 impl Segment {
-    /// A mapping that nobody has touched.
+    /// A private anonymous mapping that nobody has touched.
     pub fn unfaulted(range: PageRange, flags: VmaFlags) -> Segment {
-        Segment { range, flags, anon_vma: 0 }
+        Segment { range, flags, anon_vma: 0, pgoff: (range.start().get() >> PAGE_SHIFT) as u64, file: None }
     }
 
     /// The part of the segment that lies in `range`.
     pub fn part(&self, range: PageRange) -> Segment {
-        Segment { range: self.range.intersect(range), ..*self }
+        let range = self.range.intersect(range);
+        let pgoff = if range.is_empty() { 0 } else { self.pgoff_at(range) };
+        Segment { range, pgoff, ..*self }
+    }
+
+    /// The offset of the first page of `range`, a part of the segment.
+    pub(crate) fn pgoff_at(&self, range: PageRange) -> u64 {
+        self.pgoff.wrapping_add(((range.start() - self.range.start()) >> PAGE_SHIFT) as u64)
+    }
+
+    /// Whether it is private anonymous memory (`vma_is_anonymous`).
+    pub fn is_anonymous(&self) -> bool {
+        self.file.is_none()
     }
 
     /// Whether `right`, which follows, can become one VMA with `self`
@@ -40,13 +63,21 @@ impl Segment {
     pub fn can_merge(&self, right: &Segment) -> bool {
         self.range.end() == right.range.start()
             && self.flags == right.flags
-            && (self.anon_vma == 0 || right.anon_vma == 0 || self.anon_vma == right.anon_vma)
+            && self.file == right.file
+            && self.pgoff.wrapping_add(self.range.pages() as u64) == right.pgoff
+            && anon_vmas_agree(self.anon_vma, right.anon_vma)
     }
 
     fn absorb(&mut self, right: &Segment) {
         self.range = PageRange::new(self.range.start(), right.range.end());
         self.anon_vma = self.anon_vma.max(right.anon_vma);
     }
+}
+
+/// Whether two neighbours can share one identity (`is_mergeable_anon_vma`): one
+/// that has none takes the other's, unless that was inherited.
+fn anon_vmas_agree(a: u64, b: u64) -> bool {
+    a == b || (a == 0 && b & INHERITED == 0) || (b == 0 && a & INHERITED == 0)
 }
 
 /// A VMA of the layout.
@@ -133,6 +164,19 @@ impl Layout {
         self.push(segment, old, true, old.is_none());
     }
 
+    /// Appends a new piece that only its left neighbour may take in (`just_expand`).
+    pub fn extend(&mut self, segment: Segment) {
+        self.change(None, segment);
+        if let Some(last) = self.planned.last_mut() {
+            last.open = false;
+        }
+    }
+
+    /// Appends a new piece that merges with nothing (a forked child's).
+    pub fn add(&mut self, segment: Segment) {
+        self.push(segment, None, false, false);
+    }
+
     fn push(&mut self, segment: Segment, old: Option<usize>, open: bool, fresh: bool) {
         let object = old.filter(|old| !self.used.contains(old));
         self.used.extend(object);
@@ -148,7 +192,7 @@ mod tests {
     fn seg(start: usize, end: usize, writable: bool, anon_vma: u64) -> Segment {
         let flags = if writable { VmaFlags::READ | VmaFlags::WRITE } else { VmaFlags::READ };
         let range = PageRange::new(VirtAddr(start << 12), VirtAddr(end << 12));
-        Segment { range, flags, anon_vma }
+        Segment { anon_vma, ..Segment::unfaulted(range, flags) }
     }
 
     fn objects(layout: &Layout) -> Vec<(usize, usize, Option<usize>)> {
@@ -180,6 +224,23 @@ mod tests {
         layout.change(None, seg(2, 3, true, 0));
         layout.keep(1, seg(3, 5, true, 8));
         assert_eq!(objects(&layout), [(0, 3, Some(0)), (3, 5, Some(1))]);
+    }
+
+    #[test]
+    fn what_was_inherited_is_not_given_on() {
+        let child = seg(0, 2, true, 7 | INHERITED);
+        assert!(
+            !child.can_merge(&seg(2, 3, true, 0)) && !seg(0, 2, true, 0).can_merge(&seg(2, 3, true, INHERITED | 7))
+        );
+        assert!(child.can_merge(&seg(2, 3, true, 7 | INHERITED)));
+    }
+
+    #[test]
+    fn pages_must_continue() {
+        let moved = Segment { pgoff: 9, ..seg(2, 3, true, 0) };
+        assert!(!seg(0, 2, true, 0).can_merge(&moved));
+        assert_eq!(moved.part(PageRange::new(VirtAddr(2 << 12), VirtAddr(3 << 12))).pgoff, 9);
+        assert_eq!(seg(0, 4, true, 0).part(PageRange::new(VirtAddr(2 << 12), VirtAddr(9 << 12))).pgoff, 2);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::file::File;
+use vmalab::mm::{MapFlags, Mapping, Prot, RemapFlags};
 use vmalab::stats::{self, Counter};
 
 /// Why a thread ends before its time.
@@ -152,6 +153,44 @@ impl<T: Target> Ctx<T> {
     pub(crate) fn mprotect(&mut self, mm: usize, addr: VirtAddr, len: usize, prot: Prot) -> Flow {
         let result = self.op(Op::Mprotect, |target| target.mprotect(addr.get(), len, prot), mm);
         self.done_op(Op::Mprotect, mm, addr.get(), len, ended(result))
+    }
+
+    /// `mremap(2)`.
+    pub(crate) fn mremap(
+        &mut self,
+        mm: usize,
+        addr: VirtAddr,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: VirtAddr,
+    ) -> Flow {
+        let call = |target: &T| target.mremap(addr.get(), old_len, new_len, flags, new_addr.get());
+        let result = self.op(Op::Mremap, call, mm);
+        self.done_op(Op::Mremap, mm, addr.get(), new_len, ended(result.map(drop)))
+    }
+
+    /// `mmap(2)` of a file, shared.
+    pub(crate) fn map_file(&mut self, mm: usize, len: usize, prot: Prot, file: &Arc<File>) -> Flow<VirtAddr> {
+        let result = self.op(Op::Mmap, |target| target.map_file(len, prot, file), mm).map(|mapping| mapping.addr);
+        let at = result.map_or(0, VirtAddr::get);
+        self.done_op(Op::Mmap, mm, at, len, ended(result.map(drop)))?;
+        Ok(result.expect("errors have returned"))
+    }
+
+    /// `msync(2)`, MS_SYNC.
+    pub(crate) fn msync(&mut self, mm: usize, addr: VirtAddr, len: usize) -> Flow {
+        let result = self.op(Op::Msync, |target| target.msync(addr.get(), len), mm);
+        self.done_op(Op::Msync, mm, addr.get(), len, ended(result))
+    }
+
+    /// `fork(2)`.
+    pub(crate) fn fork(&mut self, mm: usize) -> Flow<T> {
+        let result = self.op(Op::Fork, T::fork, mm);
+        if self.verify {
+            self.event(Op::Fork.name(), mm, 0, 0, Ended::Ok);
+        }
+        result.map_err(|error| Fail::Error(error.to_string()))
     }
 
     #[inline]

@@ -11,16 +11,22 @@ pub(crate) enum Op {
     Mmap,
     Munmap,
     Mprotect,
+    Mremap,
+    Msync,
+    Fork,
 }
 
 impl Op {
-    pub(crate) const ALL: [Op; 3] = [Op::Mmap, Op::Munmap, Op::Mprotect];
+    pub(crate) const ALL: [Op; 6] = [Op::Mmap, Op::Munmap, Op::Mprotect, Op::Mremap, Op::Msync, Op::Fork];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Op::Mmap => "mmap",
             Op::Munmap => "munmap",
             Op::Mprotect => "mprotect",
+            Op::Mremap => "mremap",
+            Op::Msync => "msync",
+            Op::Fork => "fork",
         }
     }
 }
@@ -33,14 +39,14 @@ pub(crate) fn histogram() -> Histogram<u64> {
 /// One thread's measurements since the measured part began.
 pub(crate) struct Recorder {
     pub(crate) faults: Histogram<u64>,
-    pub(crate) ops: [Histogram<u64>; 3],
+    pub(crate) ops: [Histogram<u64>; Op::ALL.len()],
     pub(crate) touches: u64,
     pub(crate) first_touches: u64,
 }
 
 impl Recorder {
     pub(crate) fn new() -> Recorder {
-        Recorder { faults: histogram(), ops: [histogram(), histogram(), histogram()], touches: 0, first_touches: 0 }
+        Recorder { faults: histogram(), ops: std::array::from_fn(|_| histogram()), touches: 0, first_touches: 0 }
     }
 
     /// Forgets the warm-up.

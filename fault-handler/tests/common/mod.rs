@@ -2,10 +2,11 @@
 //! one spinning lock instead of theirs, and the fault path of a few lines.
 #![allow(dead_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, Outcome, ServeFault, Signal};
+use vmalab::file::{FilePage, Inode};
 use vmalab::mmu::{Content, Installed, Mmu, MmuError, PageAccess, PageBuf};
 use vmalab_fault_handler::mmu::UffdMmu;
 use vmalab_fault_handler::queue::QueueThreads;
@@ -51,6 +52,8 @@ pub struct FlatMap {
     pub installed: AtomicU64,
     /// Every access repeats until this is cleared.
     pub stall: AtomicBool,
+    /// Maps a file, page by page, instead of zeros; `true`: shared.
+    pub file: OnceLock<(Arc<Inode>, bool)>,
 }
 
 const WRITER: u32 = 1 << 31;
@@ -67,6 +70,7 @@ impl FlatMap {
             faults: AtomicU64::new(0),
             installed: AtomicU64::new(0),
             stall: AtomicBool::new(false),
+            file: OnceLock::new(),
         }
     }
 
@@ -82,7 +86,8 @@ impl FlatMap {
         self.fill.store(byte, SeqCst);
     }
 
-    fn write_locked<R>(&self, f: impl FnOnce() -> R) -> R {
+    /// A mutator's critical section: no fault is served meanwhile.
+    pub fn write_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         while self.lock.compare_exchange(0, WRITER, SeqCst, SeqCst).is_err() {
             self.writer_waits.store(true, SeqCst);
             std::thread::yield_now();
@@ -93,7 +98,8 @@ impl FlatMap {
         result
     }
 
-    fn read_locked<R>(&self, f: impl FnOnce() -> R) -> R {
+    /// A fault's critical section.
+    pub fn read_locked<R>(&self, f: impl FnOnce() -> R) -> R {
         loop {
             let old = self.lock.load(SeqCst);
             if old & WRITER == 0
@@ -121,6 +127,11 @@ impl FlatMap {
     pub fn try_set(&self, from: usize, to: usize, state: State) -> Result<(), MmuError> {
         self.write_locked(|| {
             let (old, range) = (self.state(from), self.pages(from, to));
+            if let Some((inode, _)) = self.file.get()
+                && !matches!(state, State::Read | State::ReadWrite)
+            {
+                self.mmu.release_file(range, FilePage { inode, index: from as u64 });
+            }
             if state == State::Unmapped || state == State::NoMemory {
                 self.mmu.zap(range);
             } else if old != State::Unmapped && old != State::NoMemory {
@@ -142,7 +153,19 @@ impl FlatMap {
             State::ReadWrite => true,
         };
         let page = addr.page();
+        if self.mmu.is_guarded(page) {
+            return Ok(Outcome::Signal(Signal::MapErr));
+        }
         if self.mmu.unhide(page, writable)? {
+            return Ok(Outcome::Done);
+        }
+        if let Some((inode, shared)) = self.file.get() {
+            let file = FilePage { inode, index: index as u64 };
+            if access.present && access.write {
+                self.mmu.allow_write_file(page, file, *shared)?;
+            } else {
+                self.mmu.install_file(page, file, *shared, writable, access.write)?;
+            }
             return Ok(Outcome::Done);
         }
         if access.present && access.write {
@@ -172,7 +195,7 @@ impl ServeFault for FlatMap {
         }
         match self.read_locked(|| self.serve(addr, access)) {
             Ok(outcome) => outcome,
-            Err(MmuError::NoMemory) => Outcome::Signal(Signal::Bus),
+            Err(MmuError::NoMemory | MmuError::BeyondEnd) => Outcome::Signal(Signal::Bus),
             Err(_) => Outcome::Done,
         }
     }
@@ -221,5 +244,6 @@ impl Drop for Served {
         if let Some(queue) = self.queue.take() {
             queue.stop();
         }
+        self.map.set(0, self.map.states.len(), State::Unmapped);
     }
 }

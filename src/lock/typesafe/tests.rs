@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::addr::{PAGE_SIZE, PageRange};
+use crate::file::{FilePage, Store};
 use crate::mm::{MapFlags, Mm, Prot};
 use crate::mmu::soft::{BASE, SoftMmu};
 use crate::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, Trap};
@@ -12,6 +13,7 @@ use crate::pager::ZeroPager;
 use crate::sync::Mutex;
 use crate::vma::plan::Layout;
 use crate::vma::{Hold, Segment, VmaFlags, VmaRead};
+use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -410,6 +412,64 @@ impl Mmu for Stopping {
     }
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {
         self.soft.access(addr, op)
+    }
+    fn install_file(
+        &self,
+        page: VirtAddr,
+        file: FilePage<'_>,
+        shared: bool,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<Installed, MmuError> {
+        self.soft.install_file(page, file, shared, writable, for_write)
+    }
+    fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        self.soft.allow_write_file(page, file, shared)
+    }
+    fn discard(&self, range: PageRange) {
+        self.soft.discard(range);
+    }
+    fn release_file(&self, range: PageRange, file: FilePage<'_>) {
+        self.soft.release_file(range, file);
+    }
+    fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
+        self.soft.sync_file(range, file)
+    }
+    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
+        self.soft.forget_file(file, pages);
+    }
+    fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
+        self.soft.shmem(bytes)
+    }
+    fn move_range(&self, from: PageRange, to: VirtAddr, access: PageAccess) -> Result<(), MmuError> {
+        self.soft.move_range(from, to, access)
+    }
+    fn fork_range(&self, child: &Self, range: PageRange, to: VirtAddr) -> Result<(), MmuError> {
+        self.soft.fork_range(&child.soft, range, to)
+    }
+    fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {
+        self.soft.presence(range, run);
+    }
+    fn was_written(&self, range: PageRange) -> bool {
+        self.soft.was_written(range)
+    }
+    fn guard(&self, range: PageRange) {
+        self.soft.guard(range);
+    }
+    fn unguard(&self, range: PageRange) {
+        self.soft.unguard(range);
+    }
+    fn is_guarded(&self, page: VirtAddr) -> bool {
+        self.soft.is_guarded(page)
+    }
+    fn first_guarded(&self, range: PageRange) -> Option<VirtAddr> {
+        self.soft.first_guarded(range)
+    }
+    fn lazy_free(&self, range: PageRange) {
+        self.soft.lazy_free(range);
+    }
+    fn reclaim(&self, range: PageRange) {
+        self.soft.reclaim(range);
     }
 }
 

@@ -43,7 +43,8 @@ fn mmap_errors<S: LockScheme>() {
         (page(0) - PAGE_SIZE, PAGE_SIZE, FIXED, Errno::EPERM),
         (0, PAGE_SIZE, MapFlags::ANONYMOUS, Errno::EINVAL),
         (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED | MapFlags::PRIVATE, Errno::EINVAL),
-        (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED, Errno::EOPNOTSUPP),
+        (0, PAGE_SIZE, ANON | MapFlags::HUGETLB, Errno::EOPNOTSUPP),
+        (0, PAGE_SIZE, MapFlags::ANONYMOUS | MapFlags::SHARED | MapFlags::GROWSDOWN, Errno::EINVAL),
     ] {
         assert_eq!(mm.mmap(addr, len, RW, flags), Err(errno), "{addr:#x} {len:#x} {flags:?}");
     }

@@ -2,6 +2,7 @@
 
 mod calls;
 mod concurrent;
+mod failure;
 mod model;
 
 use super::{AccessError, MapFlags, Mm, Prot};

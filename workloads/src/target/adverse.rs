@@ -28,8 +28,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use vmalab::Errno;
 use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::Signal;
+use vmalab::file::File;
 use vmalab::lock::LockScheme;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::pager::{AnyPager, Stamp};
 use vmalab::races::adversary::draw;
 use vmalab::races::{Oracle, violation};
@@ -322,6 +323,42 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
 
     fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
         self.inner.mprotect(addr, len, prot)
+    }
+
+    fn mremap(
+        &self,
+        addr: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: usize,
+    ) -> Result<VirtAddr, Errno> {
+        self.unmapping(PageRange::sized(VirtAddr(addr), old_len.next_multiple_of(PAGE_SIZE)));
+        self.inner.mremap(addr, old_len, new_len, flags, new_addr)
+    }
+
+    fn new_file(&self, bytes: usize) -> Result<Arc<File>, Errno> {
+        self.inner.new_file(bytes)
+    }
+
+    fn map_file(&self, len: usize, prot: Prot, file: &Arc<File>) -> Result<Mapping, Errno> {
+        self.inner.map_file(len, prot, file)
+    }
+
+    fn msync(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        self.inner.msync(addr, len)
+    }
+
+    fn fork(&self) -> Result<Adverse<S, T>, RunError> {
+        Adverse::new(self.inner.fork()?, self.twins.pager, Arc::clone(&self.deeds))
+    }
+
+    fn maps(&self) -> Vec<MapsEntry> {
+        self.inner.maps()
+    }
+
+    fn query(&self, addr: VirtAddr) -> Option<MapsEntry> {
+        self.inner.query(addr)
     }
 
     #[inline]

@@ -2,13 +2,16 @@
 //! Correct, or with one [`Bug`] planted that an oracle must catch.
 
 use super::Target;
+use crate::RunError;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use vmalab::Errno;
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::file::File;
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::pager::{PageRequest, Stamp};
 
 /// One thing done wrong, now and then.
@@ -228,6 +231,34 @@ impl Target for Fake {
             }
         }
         Ok(())
+    }
+
+    fn mremap(&self, _: usize, _: usize, _: usize, _: RemapFlags, _: usize) -> Result<VirtAddr, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn new_file(&self, _: usize) -> Result<Arc<File>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn map_file(&self, _: usize, _: Prot, _: &Arc<File>) -> Result<Mapping, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn msync(&self, _: usize, _: usize) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn fork(&self) -> Result<Fake, RunError> {
+        Err(RunError::Unsupported("the model does not fork".to_owned()))
+    }
+
+    fn maps(&self) -> Vec<MapsEntry> {
+        Vec::new()
+    }
+
+    fn query(&self, _: VirtAddr) -> Option<MapsEntry> {
+        None
     }
 
     fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {

@@ -5,11 +5,13 @@
 
 use super::{SlabUse, Target};
 use crate::RunError;
+use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
+use vmalab::file::{File, Inode};
 use vmalab::lock::LockScheme;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::mmu::Mmu;
 use vmalab::pager::AnyPager;
 use vmalab_fault_handler::{AddressSpace, Delivery, access};
@@ -52,6 +54,46 @@ impl<S: LockScheme> Target for Faults<S> {
 
     fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
         self.space.mm().mprotect(addr, len, prot)
+    }
+
+    fn mremap(
+        &self,
+        addr: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: usize,
+    ) -> Result<VirtAddr, Errno> {
+        self.space.mm().mremap(addr, old_len, new_len, flags, new_addr)
+    }
+
+    fn new_file(&self, bytes: usize) -> Result<Arc<File>, Errno> {
+        let store = self.space.mm().mmu().shmem(bytes as u64)?;
+        Ok(File::open(Inode::new(store, bytes as u64), true, true))
+    }
+
+    fn map_file(&self, len: usize, prot: Prot, file: &Arc<File>) -> Result<Mapping, Errno> {
+        let addr = self.space.mm().mmap_file(0, len, prot, MapFlags::SHARED, file, 0)?;
+        Ok(Mapping { addr, incarnation: 0 })
+    }
+
+    fn msync(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        const MS_SYNC: u32 = 4;
+        self.space.mm().msync(addr, len, MS_SYNC)
+    }
+
+    fn fork(&self) -> Result<Faults<S>, RunError> {
+        let space = self.space.fork().map_err(|error| RunError::Internal(format!("fork: {error}")))?;
+        let range = space.mm().mmu().range();
+        Ok(Faults { space, range })
+    }
+
+    fn maps(&self) -> Vec<MapsEntry> {
+        self.space.mm().maps()
+    }
+
+    fn query(&self, addr: VirtAddr) -> Option<MapsEntry> {
+        self.space.mm().query(addr)
     }
 
     #[inline]

@@ -13,12 +13,17 @@ pub(crate) mod adverse;
 pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod native;
+#[cfg(test)]
+pub(crate) mod sabotaged;
 pub(crate) mod soft;
 
+use crate::RunError;
+use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::file::File;
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 use vmalab::pager::Stamp;
 use vmalab::slab::Slab;
 
@@ -49,6 +54,36 @@ pub(crate) trait Target: Send + Sync + 'static {
 
     /// `mprotect(2)`.
     fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno>;
+
+    /// `mremap(2)`.
+    fn mremap(
+        &self,
+        addr: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: usize,
+    ) -> Result<VirtAddr, Errno>;
+
+    /// A file of `bytes` zeros that every address space of the run can map.
+    fn new_file(&self, bytes: usize) -> Result<Arc<File>, Errno>;
+
+    /// `mmap(2)` of a file, shared, from its start on, where there is room.
+    fn map_file(&self, len: usize, prot: Prot, file: &Arc<File>) -> Result<Mapping, Errno>;
+
+    /// `msync(2)`, MS_SYNC.
+    fn msync(&self, addr: usize, len: usize) -> Result<(), Errno>;
+
+    /// `fork(2)` of the address space.
+    fn fork(&self) -> Result<Self, RunError>
+    where
+        Self: Sized;
+
+    /// Every mapping, as of one moment.
+    fn maps(&self) -> Vec<MapsEntry>;
+
+    /// The mapping that holds `addr` (PROCMAP_QUERY).
+    fn query(&self, addr: VirtAddr) -> Option<MapsEntry>;
 
     /// A load of the word at `addr`, a multiple of 8. Natively only of memory
     /// that is mapped readable: a signal would end the process.

@@ -7,14 +7,17 @@
 #![allow(unsafe_code)]
 
 use super::Target;
+use crate::RunError;
 use nix::sys::mman::{self, ProtFlags};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
-use vmalab::mm::{MapFlags, Mapping, Prot};
+use vmalab::file::File;
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Prot, RemapFlags};
 
 /// Where fixed addresses begin: 16 TiB, out of the way of a 47-bit address
 /// space's program (0x55..) and mappings (0x7f..).
@@ -69,6 +72,48 @@ impl Target for Native {
     fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
         // SAFETY: as for `munmap`.
         unsafe { mman::mprotect(pointer(addr)?, len, prot_flags(prot)) }
+    }
+
+    fn mremap(
+        &self,
+        addr: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: usize,
+    ) -> Result<VirtAddr, Errno> {
+        let inside = self.range.contains(VirtAddr(addr)) && (new_addr == 0 || self.range.contains(VirtAddr(new_addr)));
+        assert!(inside, "natively MREMAP_FIXED could replace memory that is not ours");
+        let (old, new): (*mut std::ffi::c_void, *mut std::ffi::c_void) =
+            (std::ptr::with_exposed_provenance_mut(addr), std::ptr::with_exposed_provenance_mut(new_addr));
+        // SAFETY: workloads move only what they have mapped, inside this
+        // target's fixed addresses, and no reference into it outlives an access.
+        let start = unsafe { libc::mremap(old, old_len, new_len, flags.bits() as i32, new) };
+        if start == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(VirtAddr(start.expose_provenance())) }
+    }
+
+    fn new_file(&self, _: usize) -> Result<Arc<File>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn map_file(&self, _: usize, _: Prot, _: &Arc<File>) -> Result<Mapping, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn msync(&self, _: usize, _: usize) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn fork(&self) -> Result<Native, RunError> {
+        Err(RunError::Unsupported("the host's own address space is not forked".to_owned()))
+    }
+
+    fn maps(&self) -> Vec<MapsEntry> {
+        Vec::new()
+    }
+
+    fn query(&self, _: VirtAddr) -> Option<MapsEntry> {
+        None
     }
 
     fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {

@@ -2,13 +2,15 @@
 
 use super::{SlabUse, Target};
 use crate::RunError;
+use std::sync::Arc;
 use vmalab::Errno;
 use vmalab::addr::{PageRange, VirtAddr};
 use vmalab::fault::Signal;
+use vmalab::file::{File, Inode};
 use vmalab::lock::LockScheme;
-use vmalab::mm::{MapFlags, Mapping, Mm, Prot};
-use vmalab::mmu::Mmu;
+use vmalab::mm::{MapFlags, Mapping, MapsEntry, Mm, Prot, RemapFlags};
 use vmalab::mmu::soft::{self, SoftMmu};
+use vmalab::mmu::{Mmu, MmuError};
 use vmalab::pager::{AnyPager, Stamp};
 
 /// An address space over [`SoftMmu`], reached through `Mm::read` and `Mm::write`.
@@ -24,12 +26,15 @@ impl<S: LockScheme> Soft<S> {
     pub(crate) fn at(base: VirtAddr, bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
         match SoftMmu::at(base, bytes) {
             Ok(mmu) => Ok(Soft(Mm::new(mmu, pager))),
-            Err(error) => Err(RunError::Unsupported(format!(
-                "no room for an address space of {bytes} bytes ({error:?}): ask for less with --region, or fewer \
-                 address spaces"
-            ))),
+            Err(error) => Err(no_room(bytes, error)),
         }
     }
+}
+
+fn no_room(bytes: usize, error: MmuError) -> RunError {
+    RunError::Unsupported(format!(
+        "no room for an address space of {bytes} bytes ({error:?}): ask for less with --region, or fewer address spaces"
+    ))
 }
 
 impl<S: LockScheme> Target for Soft<S> {
@@ -43,6 +48,46 @@ impl<S: LockScheme> Target for Soft<S> {
 
     fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
         self.0.mprotect(addr, len, prot)
+    }
+
+    fn mremap(
+        &self,
+        addr: usize,
+        old_len: usize,
+        new_len: usize,
+        flags: RemapFlags,
+        new_addr: usize,
+    ) -> Result<VirtAddr, Errno> {
+        self.0.mremap(addr, old_len, new_len, flags, new_addr)
+    }
+
+    fn new_file(&self, bytes: usize) -> Result<Arc<File>, Errno> {
+        let store = self.0.mmu().shmem(bytes as u64)?;
+        Ok(File::open(Inode::new(store, bytes as u64), true, true))
+    }
+
+    fn map_file(&self, len: usize, prot: Prot, file: &Arc<File>) -> Result<Mapping, Errno> {
+        let addr = self.0.mmap_file(0, len, prot, MapFlags::SHARED, file, 0)?;
+        Ok(Mapping { addr, incarnation: 0 })
+    }
+
+    fn msync(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        const MS_SYNC: u32 = 4;
+        self.0.msync(addr, len, MS_SYNC)
+    }
+
+    fn fork(&self) -> Result<Soft<S>, RunError> {
+        let range = self.range();
+        let mmu = SoftMmu::at(range.start(), range.bytes()).map_err(|error| no_room(range.bytes(), error))?;
+        self.0.fork(mmu).map(Soft).map_err(|errno| RunError::Internal(format!("fork: {errno}")))
+    }
+
+    fn maps(&self) -> Vec<MapsEntry> {
+        self.0.maps()
+    }
+
+    fn query(&self, addr: VirtAddr) -> Option<MapsEntry> {
+        self.0.query(addr)
     }
 
     fn load(&self, addr: VirtAddr) -> Result<u64, Signal> {

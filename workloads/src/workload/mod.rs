@@ -4,12 +4,17 @@
 mod alloc_churn;
 mod app_start;
 mod background;
+mod file_shared;
+mod fork_cow;
 mod map_unmap;
 mod mapbench;
+mod maps_reader;
+mod mremap_move;
 mod page_fault;
 mod page_fault_shared;
 mod protect;
 mod reuse_storm;
+mod stack_growth;
 
 use crate::ctx::{Ctx, Fail, Flow};
 use crate::shared::{Plan, Shared};
@@ -82,6 +87,33 @@ const LIST: &[WorkloadInfo] = &[
             "the seed's cases 1 to 3",
         )
     },
+    WorkloadInfo {
+        native: false,
+        ..info("fork-cow", "threads fork the address space, then parent and child store", "fork snapshots (Redis), R22")
+    },
+    info(
+        "mremap-move",
+        "each thread moves, grows and shrinks a mapping with its pages",
+        "kernel selftest mremap_test, moving collectors",
+    ),
+    WorkloadInfo {
+        native: false,
+        ..info("file-shared", "all threads map one file shared and store to it", "databases' buffers, msync")
+    },
+    WorkloadInfo {
+        native: false,
+        ..info("stack-growth", "each thread grows a stack by touching it, down to the guard gap", "MAP_GROWSDOWN, R17")
+    },
+    WorkloadInfo {
+        mutators: 1,
+        min_mutators: 1,
+        native: false,
+        ..info(
+            "maps-reader",
+            "threads list mappings that mutators split, shrink and move",
+            "kernel selftest proc-maps-race",
+        )
+    },
     info("alloc-churn", "an allocator's pattern of sizes and lifetimes", "malloc's mmap threshold and arena growth"),
 ];
 
@@ -122,6 +154,11 @@ pub(crate) fn with_type<V: Visit>(workload: &WorkloadInfo, visitor: V) -> V::Out
         "pipeline" => visitor.visit::<mapbench::Pipeline>(),
         "global" => visitor.visit::<mapbench::Global>(),
         "reuse-storm" => visitor.visit::<reuse_storm::ReuseStorm>(),
+        "fork-cow" => visitor.visit::<fork_cow::ForkCow>(),
+        "mremap-move" => visitor.visit::<mremap_move::MremapMove>(),
+        "file-shared" => visitor.visit::<file_shared::FileShared>(),
+        "stack-growth" => visitor.visit::<stack_growth::StackGrowth>(),
+        "maps-reader" => visitor.visit::<maps_reader::MapsReader>(),
         "alloc-churn" => visitor.visit::<alloc_churn::AllocChurn>(),
         name => unreachable!("{name} is in the table"),
     }
