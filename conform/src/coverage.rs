@@ -37,7 +37,7 @@ pub const EXPECTED: &[Expected] = &[
     yes(Call::Mmap, "EPERM"),
     yes(Call::Mmap, "EAGAIN"),
     yes(Call::Mmap, "EACCES"),
-    yes(Call::Mmap, "ENODEV"),
+    no(Call::Mmap, "ENODEV", "every file of vmalab can be mapped"),
     yes(Call::Mmap, "EOPNOTSUPP"),
     yes(Call::Mmap, "EOVERFLOW"),
     no(Call::Mmap, "ETXTBSY", "only for a swap file"),
@@ -117,8 +117,13 @@ pub const EXCLUSIONS: &[(&str, &str)] = &[
         "mlockall(MCL_CURRENT) without CAP_IPC_LOCK",
         "the mappings that fill the host's address space are over any limit; tried with CAP_IPC_LOCK",
     ),
-    ("MAP_HUGETLB, MAP_32BIT", "huge pages and the low 2 GiB are none of vmalab's"),
-    ("presence of file pages", "the host maps what it finds around a fault (fault-around)"),
+    ("MAP_HUGETLB", "there are no huge pages in a region"),
+    (
+        "presence of file pages",
+        "the host maps what it finds around a fault (fault-around); contents are compared by loads, and at the end the \
+         file itself",
+    ),
+    ("mincore of file pages", "in vmalab every page within a file's size counts as in memory"),
     ("MADV_COLLAPSE, HWPOISON, SOFT_OFFLINE", "outside of vmalab's scope (kernel lineage 4.5)"),
 ];
 

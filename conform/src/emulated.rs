@@ -1,82 +1,140 @@
 //! vmalab's side: sequences run on a fresh address space, with real faults.
 
-use crate::host::TASK_SIZE;
-use crate::observe::{Answer, Recorder, Side, Signal, VmaSeen, Want};
-use crate::op::{At, Op, Sequence, Slot};
+use crate::observe::{Answer, Recorder, Side, Signal, VM_FLAGS, VmaSeen, Want, attr};
+use crate::op::{At, Limit, Op, Place, Sequence, Slot};
+use crate::profile::Profile;
+use crate::remote::{Ends, FILE_BYTES, Remote, Shared, Silence, exit, file_byte};
 use crate::run::{Config, Delivery, Lock, Sabotage};
 use crate::{MINCORE_MAX, PAGE, fold};
 use nix::errno::Errno;
-use std::fs::File;
+use nix::sys::resource::{Resource, getrlimit};
 use std::mem::ManuallyDrop;
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vmalab::addr::VirtAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use vmalab::addr::{PageRange, VirtAddr};
+use vmalab::file::{File, Inode, Store};
 use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
-use vmalab::mm::{MapFlags, Prot};
+use vmalab::mm::{MapFlags, MapsEntry, Prot, RemapFlags};
+use vmalab::vma::VmaFlags;
+use vmalab_fault_handler::file::FdStore;
 use vmalab_fault_handler::{AddressSpace, access};
 
 /// Whether vmalab has the call, with these operands. What it has not is never
-/// generated; each entry goes when the core has it.
+/// generated.
 pub fn supports(op: &Op) -> bool {
-    const SHARED: u32 = 1;
-    const ANONYMOUS: u32 = 0x20;
-    const GROWSDOWN: u32 = 0x100;
-    const LOCKED: u32 = 0x2000;
     const HUGETLB: u32 = 0x4_0000;
-    if known(op) {
-        return false;
-    }
+    const COLLAPSE: i32 = 25;
     match *op {
-        Op::Mmap { flags, file, .. } => {
-            let anonymous = flags & ANONYMOUS != 0 || file == Slot::NoFile;
-            anonymous && flags & (LOCKED | HUGETLB | GROWSDOWN) == 0 && ![SHARED, 8].contains(&(flags & 0xf))
-        }
-        Op::Munmap { .. } | Op::Mprotect { .. } => true,
-        Op::Load { .. } | Op::LoadByte { .. } | Op::Store { .. } | Op::StoreByte { .. } => true,
-        _ => false,
+        Op::Mmap { flags, file, .. } => flags & HUGETLB == 0 && file != Slot::Directory,
+        Op::Madvise { advice, .. } => advice != COLLAPSE,
+        _ => !known(op),
     }
 }
 
 /// Divergences that are known and wait for the core; each is left out of random
 /// sequences so that it does not hide others, and goes when it is mended.
-pub const KNOWN: &[(&str, &str)] = &[
-    ("MAP_POPULATE with MAP_NONBLOCK", "DIVERGES: the host then populates nothing"),
-    ("MAP_SYNC on private mappings", "DIVERGES: sets VM_SYNC on the host, so no merge with others"),
-];
+pub const KNOWN: &[(&str, &str)] = &[];
 
-fn known(op: &Op) -> bool {
-    const SYNC: u32 = 0x8_0000;
-    const POPULATE_NONBLOCK: u32 = 0x1_8000;
-    match *op {
-        Op::Mmap { flags, .. } => flags & SYNC != 0 || flags & POPULATE_NONBLOCK == POPULATE_NONBLOCK,
-        _ => false,
+fn known(_: &Op) -> bool {
+    false
+}
+
+/// vmalab's side, in a process of its own.
+pub struct Emulated {
+    config: Config,
+    worker: Remote,
+}
+
+/// Exit of a sequence: done, or as the message says.
+const DONE: i32 = 0;
+const PANICKED: i32 = 1;
+const CANNOT: i32 = 2;
+
+/// Why a sequence was not run to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// vmalab's doing: a panic, a crash or a hang.
+    Failed(String),
+    /// This machine's: no address space could be made.
+    Cannot(String),
+}
+
+impl Emulated {
+    /// Forks the process.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn new(config: Config) -> Result<Emulated, (&'static str, Errno)> {
+        // SAFETY: the process uses nothing that other threads of ours may have
+        // been in the middle of: this process makes no address spaces, and glibc
+        // makes its allocator usable after a fork.
+        let worker = unsafe { Remote::fork(|shared, ends| work(shared, ends, config)) }?;
+        Ok(Emulated { config, worker })
+    }
+
+    /// Starts a sequence. `map_count_room` is what the host leaves of
+    /// `vm.max_map_count`. [`finish`](Emulated::finish) must follow.
+    pub fn start(&mut self, sequence: &Sequence, map_count_room: usize) {
+        self.worker.shared().map_count_room.store(map_count_room, Ordering::Relaxed);
+        self.worker.start(sequence);
+    }
+
+    /// Waits for it. The records, and what stopped it; after that the process is
+    /// a new one.
+    pub fn finish(&mut self, patience: Duration) -> (Vec<u64>, Option<Stopped>) {
+        let reply = self.worker.wait(patience);
+        let words = self.worker.words().to_vec();
+        let stopped = match reply {
+            Ok(DONE) => return (words, None),
+            Ok(CANNOT) => Stopped::Cannot(self.worker.message()),
+            Ok(_) => Stopped::Failed(format!("panics: {}", self.worker.message())),
+            Err(silence @ (Silence::Stuck | Silence::Gone)) => Stopped::Failed(silence.to_string()),
+        };
+        match Emulated::new(self.config) {
+            Ok(new) => *self = new,
+            Err((call, errno)) => return (words, Some(Stopped::Cannot(format!("{call}: {errno}")))),
+        }
+        (words, Some(stopped))
     }
 }
 
-/// What vmalab's side has to say.
-pub enum Outcome {
-    /// Words written.
-    Done(usize),
-    /// It panicked, after so many words.
-    Panicked(usize, String),
-}
-
-/// Runs `sequence` on a fresh address space. `map_count_room` is what the host
-/// leaves of `vm.max_map_count`.
-///
-/// # Errors
-/// The address space could not be made.
-pub fn run(
-    sequence: &Sequence,
-    config: &Config,
-    map_count_room: usize,
-    words: &mut [u64],
-) -> Result<Outcome, vmalab_fault_handler::Error> {
-    match config.lock {
-        Lock::Mmap => run_on::<MmapOnly>(sequence, config, map_count_room, words),
-        Lock::Rcu => run_on::<Rcu>(sequence, config, map_count_room, words),
-        Lock::TypeSafe => run_on::<TypeSafe>(sequence, config, map_count_room, words),
-        Lock::RefCount => run_on::<RefCount>(sequence, config, map_count_room, words),
+/// The process's main.
+fn work(shared: *mut Shared, ends: Ends, config: Config) -> ! {
+    ends.ignore_signals();
+    // The message goes to the parent, which may try the sequence many times.
+    std::panic::set_hook(Box::new(|_| {}));
+    loop {
+        ends.next();
+        // SAFETY: the parent has asked us to run a sequence, and leaves the memory
+        // to us until we have answered.
+        let shared = unsafe { &mut *shared };
+        let sequence = Sequence { setup: shared.setup, ops: shared.ops[..shared.count].to_vec() };
+        let room = shared.map_count_room.load(Ordering::Relaxed);
+        let (words, used) = (&mut shared.words, &shared.used);
+        let result = catch_unwind(AssertUnwindSafe(|| match config.lock {
+            Lock::Mmap => run_on::<MmapOnly>(&sequence, &config, room, words, used),
+            Lock::Rcu => run_on::<Rcu>(&sequence, &config, room, words, used),
+            Lock::TypeSafe => run_on::<TypeSafe>(&sequence, &config, room, words, used),
+            Lock::RefCount => run_on::<RefCount>(&sequence, &config, room, words, used),
+        }));
+        let (status, text) = match &result {
+            Ok(Ok(())) => (DONE, String::new()),
+            Ok(Err(error)) => (CANNOT, error.to_string()),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                (PANICKED, text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?").to_owned())
+            }
+        };
+        let len = text.len().min(shared.message.len());
+        shared.message[..len].copy_from_slice(&text.as_bytes()[..len]);
+        shared.message_len.store(len, Ordering::Relaxed);
+        ends.reply(status);
+        if status != DONE {
+            // The address space may be in any state; the parent makes a new process.
+            exit(1);
+        }
     }
 }
 
@@ -85,44 +143,96 @@ fn run_on<S: LockScheme>(
     config: &Config,
     map_count_room: usize,
     words: &mut [u64],
-) -> Result<Outcome, vmalab_fault_handler::Error> {
+    used: &AtomicUsize,
+) -> Result<(), vmalab_fault_handler::Error> {
     let delivery = match config.delivery {
         Delivery::Sigbus => vmalab_fault_handler::Delivery::Sigbus,
         Delivery::Queue => vmalab_fault_handler::Delivery::Queue { handlers: 1, polling: false },
     };
-    let space = AddressSpace::<S>::builder().region(sequence.setup.place.bytes()).delivery(delivery).build()?;
+    let place = sequence.setup.place;
+    let space = AddressSpace::<S>::builder().region(place.bytes()).delivery(delivery).build()?;
     space.set_max_map_count(map_count_room);
-    let pagemap = File::open("/proc/self/pagemap").expect("/proc is there: the host's side uses it");
-    // After a panic the address space may be in any state: it is left alone.
+    space.set_kernel(Profile::running().kernel());
+    let mut limits = space.limits();
+    limits.stack = soft_limit(Resource::RLIMIT_STACK);
+    limits.memlock = memlock(place, u64::MAX);
+    space.set_limits(limits);
+    space.set_brk(space.range().start() + place.brk_start());
+    let files = sequence.ops.iter().any(|op| matches!(op, Op::Mmap { file, .. } if *file != Slot::NoFile));
+    // After a panic the address space is left alone: its locks may be held.
     let mut here = ManuallyDrop::new(Here {
         window: space.range().start().get(),
-        pages: sequence.setup.place.pages(),
-        pagemap,
-        entries: vec![0; sequence.setup.place.pages() * 8],
+        place,
+        files: files.then(Files::new),
         sabotage: config.sabotage,
-        space,
+        spaces: vec![space],
     });
-    let mut recorder = Recorder::new(words, here.pages);
-    let result = catch_unwind(AssertUnwindSafe(|| here.run(sequence, &mut recorder)));
-    match result {
-        Ok(()) => {
-            ManuallyDrop::into_inner(here);
-            Ok(Outcome::Done(recorder.used()))
+    here.run(sequence, &mut Recorder::new(words, place.pages()), used);
+    drop(ManuallyDrop::into_inner(here));
+    Ok(())
+}
+
+fn soft_limit(resource: Resource) -> u64 {
+    getrlimit(resource).map_or(u64::MAX, |(soft, _)| soft)
+}
+
+/// RLIMIT_MEMLOCK where `bytes` are asked for: at most the hard limit, and none
+/// with CAP_IPC_LOCK.
+fn memlock(place: Place, bytes: u64) -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap_or((u64::MAX, u64::MAX));
+    match place {
+        Place::Privileged => u64::MAX,
+        _ if bytes == u64::MAX => soft,
+        _ => bytes.min(hard),
+    }
+}
+
+/// vmalab's own copies of the host's files.
+struct Files {
+    read_write: Arc<File>,
+    read_only: Arc<File>,
+    write_only: Arc<File>,
+    sealed: Arc<File>,
+}
+
+impl Files {
+    fn new() -> Files {
+        let (plain, sealed) = (Files::inode(), Files::inode());
+        Files {
+            read_write: File::open(plain.clone(), true, true),
+            read_only: File::open(plain.clone(), true, false),
+            write_only: File::open(plain, false, true),
+            sealed: File::open_sealed(sealed),
         }
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no message)");
-            Ok(Outcome::Panicked(recorder.used(), text.to_owned()))
+    }
+
+    fn inode() -> Arc<Inode> {
+        let store = FdStore::memory(FILE_BYTES as u64).expect("memory for a few pages");
+        let bytes: Vec<u8> = (0..FILE_BYTES).map(file_byte).collect();
+        store.write_at(0, &bytes).expect("a memfd of our own");
+        Inode::new(Box::new(store), 16 * PAGE as u64)
+    }
+
+    /// What the slot names; a directory, or no file, is none.
+    fn get(&self, slot: Slot) -> Option<&Arc<File>> {
+        match slot {
+            Slot::NoFile | Slot::Directory => None,
+            Slot::ReadWrite => Some(&self.read_write),
+            Slot::ReadOnly => Some(&self.read_only),
+            Slot::WriteOnly => Some(&self.write_only),
+            Slot::Sealed => Some(&self.sealed),
         }
     }
 }
 
 struct Here<S: LockScheme> {
-    space: AddressSpace<S>,
+    /// The address space that the steps run in is the last; those before it
+    /// have forked.
+    spaces: Vec<AddressSpace<S>>,
+    /// Start of the last one's region.
     window: usize,
-    pages: usize,
-    pagemap: File,
-    entries: Vec<u8>,
+    place: Place,
+    files: Option<Files>,
     sabotage: Option<Sabotage>,
 }
 
@@ -134,32 +244,55 @@ fn signal(signal: vmalab::fault::Signal) -> Signal {
     }
 }
 
+/// The bits of [`VM_FLAGS`].
+fn vm_flags(flags: VmaFlags) -> u64 {
+    const IN_ORDER: [VmaFlags; VM_FLAGS.len()] = [
+        VmaFlags::LOCKED,
+        VmaFlags::LOCKONFAULT,
+        VmaFlags::SEQ_READ,
+        VmaFlags::RAND_READ,
+        VmaFlags::DONTCOPY,
+        VmaFlags::ACCOUNT,
+        VmaFlags::NORESERVE,
+        VmaFlags::GROWSDOWN,
+        VmaFlags::WIPEONFORK,
+        VmaFlags::DONTDUMP,
+        VmaFlags::HUGEPAGE,
+        VmaFlags::NOHUGEPAGE,
+        VmaFlags::MERGEABLE,
+        VmaFlags::SEALED,
+        VmaFlags::DROPPABLE,
+        VmaFlags::SHARED,
+        VmaFlags::MAYSHARE,
+        VmaFlags::MAYREAD,
+        VmaFlags::MAYWRITE,
+        VmaFlags::MAYEXEC,
+        VmaFlags::SYNC,
+    ];
+    let set = IN_ORDER.iter().enumerate().filter(|(_, flag)| flags.contains(**flag));
+    set.fold(0, |bits, (bit, _)| bits | 1 << bit)
+}
+
 impl<S: LockScheme> Side for Here<S> {
     fn vmas(&mut self, each: &mut dyn FnMut(VmaSeen)) {
-        for entry in self.space.maps() {
+        for entry in self.space().maps() {
+            let MapsEntry { range, prot, flags, offset, file, .. } = entry;
+            let shared = if flags.contains(VmaFlags::MAYSHARE) { attr::SHARED } else { 0 };
+            let of_file = if file != 0 { attr::FILE } else { 0 };
             each(VmaSeen {
-                start: ((entry.range.start().get() - self.window) / PAGE) as u32,
-                end: ((entry.range.end().get() - self.window) / PAGE) as u32,
-                attr: entry.prot.bits() as u8,
-                offset: 0,
+                start: ((range.start().get() - self.window) / PAGE) as u32,
+                end: ((range.end().get() - self.window) / PAGE) as u32,
+                attr: prot.bits() as u8 | shared | of_file,
+                offset: offset / PAGE as u64,
             });
         }
     }
 
-    /// What the hardware has: in the region, or hidden in its twin.
     fn presence(&mut self, bits: &mut [u64]) {
-        const PRESENT: u64 = 1 << 63;
-        let reservation = self.space.mmu().region().reservation().bytes();
-        let bytes = self.pages * PAGE;
-        let align = if bytes >= 2 << 20 { 2 << 20 } else { PAGE };
-        let twin = (reservation - align) / 2;
-        for start in [self.window, self.window + twin] {
-            let at = (start / PAGE * 8) as u64;
-            self.pagemap.read_exact_at(&mut self.entries, at).expect("our own pages");
-            for (page, entry) in self.entries.chunks_exact(8).enumerate() {
-                if u64::from_ne_bytes(entry.try_into().expect("eight bytes")) & PRESENT != 0 {
-                    bits[page / 64] |= 1 << (page % 64);
-                }
+        for run in self.space().populated(self.range()) {
+            for page in run.iter_pages() {
+                let page = (page.get() - self.window) / PAGE;
+                bits[page / 64] |= 1 << (page % 64);
             }
         }
     }
@@ -169,59 +302,124 @@ impl<S: LockScheme> Side for Here<S> {
         unsafe { access::load_u64(self.window + offset) }.unwrap_or(u64::MAX)
     }
 
-    fn vm_flags(&mut self, _: &mut dyn FnMut(u64)) -> bool {
-        false
+    fn vm_flags(&mut self, each: &mut dyn FnMut(u64)) -> bool {
+        self.space().maps().iter().for_each(|entry| each(vm_flags(entry.flags)));
+        true
     }
 }
 
 impl<S: LockScheme> Here<S> {
-    fn run(&mut self, sequence: &Sequence, recorder: &mut Recorder<'_>) {
+    fn space(&self) -> &AddressSpace<S> {
+        self.spaces.last().expect("the first is always there")
+    }
+
+    fn range(&self) -> PageRange {
+        PageRange::sized(VirtAddr(self.window), self.place.bytes())
+    }
+
+    fn run(&mut self, sequence: &Sequence, recorder: &mut Recorder<'_>, used: &AtomicUsize) {
         let ops = &sequence.ops;
         for (step, op) in ops.iter().enumerate() {
             let answer = self.call(op);
+            assert!(recorder.has_room(), "as much room as the host's side has");
             recorder.record(self, answer, Want::at(sequence.setup, step, ops.len()));
+            used.store(recorder.used(), Ordering::Relaxed);
         }
-        self.space.validate();
-        recorder.record(self, Answer::End, Want { contents: true, flags: true });
-        let window = self.window;
-        // SAFETY: addresses of the region.
-        recorder.sweep(|offset| match unsafe { access::load_u64(window + offset) } {
-            Ok(word) => Answer::Value(word),
-            Err(bad) => Answer::Signal(signal(bad)),
-        });
-        self.space.validate();
+        // The youngest first, as on the host, where its ancestors wait for it.
+        loop {
+            self.space().validate();
+            let flags = self.place != Place::Crowded;
+            recorder.record(self, Answer::End, Want { contents: true, flags });
+            let window = self.window;
+            // SAFETY: addresses of the region.
+            recorder.sweep(|offset| match unsafe { access::load_u64(window + offset) } {
+                Ok(word) => Answer::Value(word),
+                Err(bad) => Answer::Signal(signal(bad)),
+            });
+            used.store(recorder.used(), Ordering::Relaxed);
+            self.space().validate();
+            if self.spaces.len() == 1 {
+                break;
+            }
+            self.spaces.pop();
+            self.window = self.space().range().start().get();
+        }
+        let unmapped = self.space().munmap(self.window, self.place.bytes()).is_ok();
+        if let Some(files) = &self.files {
+            recorder.file(unmapped, |bytes| {
+                files.read_write.inode().store().read_at(0, bytes).expect("a memfd of our own");
+            });
+        }
+        used.store(recorder.used(), Ordering::Relaxed);
     }
 
     fn at(&self, at: At) -> usize {
-        at.resolve(self.window, self.window + self.pages * PAGE)
+        at.resolve(self.window, self.window + self.place.bytes())
     }
 
     fn call(&mut self, op: &Op) -> Answer {
-        let window = self.window;
+        let (space, window) = (self.space(), self.window);
         let plain = |result: Result<(), Errno>| result.map_or_else(failed, |()| Answer::Value(0));
-        let place = |result: Result<VirtAddr, Errno>| {
-            result.map_or_else(failed, |addr| Answer::Value(addr.get().wrapping_sub(window) as u64))
-        };
+        let to_place = |addr: VirtAddr| Answer::Value(addr.get().wrapping_sub(window) as u64);
         let loaded = |result: Result<u64, vmalab::fault::Signal>| {
             result.map_or_else(|bad| Answer::Signal(signal(bad)), Answer::Value)
         };
         match *op {
             // What the system call itself checks (`ksys_mmap_pgoff`): vmalab's call has no offset.
             Op::Mmap { offset, .. } if !offset.is_multiple_of(PAGE as u64) => failed(Errno::EINVAL),
-            Op::Mmap { addr, len, prot, flags, .. } => {
-                let (prot, mut flags) = (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
+            Op::Mmap { addr, len, prot, flags, file, offset } => {
+                let (addr, prot, mut flags) =
+                    (self.at(addr), Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
                 if self.sabotage == Some(Sabotage::NoMerge) && flags.contains(MapFlags::FIXED) {
                     flags |= MapFlags::STACK;
                 }
-                place(self.space.mmap(self.at(addr), len, prot, flags))
+                let result = match self.files.as_ref().and_then(|files| files.get(file)) {
+                    Some(file) => space.mmap_file(addr, len, prot, flags, file, offset),
+                    None => space.mmap(addr, len, prot, flags),
+                };
+                result.map_or_else(failed, to_place)
             }
-            Op::Munmap { addr, len } => match self.space.munmap(self.at(addr), len) {
+            Op::Munmap { addr, len } => match space.munmap(self.at(addr), len) {
                 Err(Errno::EINVAL) if self.sabotage == Some(Sabotage::Errno) => failed(Errno::ENOMEM),
                 result => plain(result),
             },
-            Op::Mprotect { addr, len, prot } => {
-                plain(self.space.mprotect(self.at(addr), len, Prot::from_bits_retain(prot)))
+            Op::Mprotect { addr, len, prot } => plain(space.mprotect(self.at(addr), len, Prot::from_bits_retain(prot))),
+            Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
+                let flags = RemapFlags::from_bits_retain(flags);
+                space.mremap(self.at(addr), old_len, new_len, flags, self.at(new_addr)).map_or_else(failed, to_place)
             }
+            Op::Madvise { addr, len, advice } => plain(space.madvise(self.at(addr), len, advice)),
+            Op::Msync { addr, len, flags } => plain(space.msync(self.at(addr), len, flags)),
+            Op::Mincore { addr, len } => {
+                let addr = self.at(addr);
+                let mut vec = vec![0xaa; MINCORE_MAX];
+                match space.mincore(addr, len, &mut vec) {
+                    Ok(()) => {
+                        self.vmas(&mut |vma| vma.hide_file_pages(addr.wrapping_sub(window), &mut vec));
+                        Answer::Value(fold(&vec))
+                    }
+                    Err(errno) => failed(errno),
+                }
+            }
+            Op::Mlock { addr, len } => plain(space.mlock(self.at(addr), len)),
+            Op::Mlock2 { addr, len, flags } => plain(space.mlock2(self.at(addr), len, flags)),
+            Op::Munlock { addr, len } => plain(space.munlock(self.at(addr), len)),
+            Op::Mlockall { flags } => plain(space.mlockall(flags)),
+            Op::Munlockall => {
+                space.munlockall();
+                Answer::Value(0)
+            }
+            Op::Brk { to } => to_place(space.brk(self.at(to))),
+            Op::Mseal { addr, len, flags } => plain(space.mseal(self.at(addr), len, flags)),
+            Op::Fork => match space.fork() {
+                Ok(child) => {
+                    self.window = child.range().start().get();
+                    self.spaces.push(child);
+                    Answer::Value(0)
+                }
+                Err(vmalab_fault_handler::Error::Fork(errno)) => failed(errno),
+                Err(other) => panic!("{other}"),
+            },
             // SAFETY: addresses of the region (`is_safe`), here and below.
             Op::Load { addr } => loaded(unsafe { access::load_u64(self.at(addr)) }),
             // SAFETY: as above.
@@ -230,7 +428,16 @@ impl<S: LockScheme> Here<S> {
             Op::Store { addr, value } => loaded(unsafe { access::store_u64(self.at(addr), value) }.map(|()| 0)),
             // SAFETY: as above.
             Op::StoreByte { addr, value } => loaded(unsafe { access::store_u8(self.at(addr), value) }.map(|()| 0)),
-            ref other => unreachable!("{other} is not supported, so not generated"),
+            Op::SetLimit { what, pages } => {
+                let (mut limits, bytes) = (space.limits(), pages * PAGE as u64);
+                match what {
+                    Limit::AddressSpace => limits.address_space = bytes,
+                    Limit::Data => limits.data = bytes,
+                    Limit::Memlock => limits.memlock = memlock(self.place, bytes),
+                }
+                space.set_limits(limits);
+                Answer::Value(0)
+            }
         }
     }
 }
@@ -238,7 +445,3 @@ impl<S: LockScheme> Here<S> {
 fn failed(errno: Errno) -> Answer {
     Answer::Error(errno as i32)
 }
-
-const _: () = assert!(TASK_SIZE > MINCORE_MAX * PAGE);
-#[allow(dead_code, reason = "for mincore, which the core does not have yet")]
-const _: fn(&[u8]) -> u64 = fold;

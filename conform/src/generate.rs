@@ -40,6 +40,7 @@ pub struct Generator {
     rng: Xoshiro256PlusPlus,
     length: usize,
     places: Vec<Place>,
+    brk: bool,
 }
 
 /// What one sequence is made with.
@@ -52,9 +53,9 @@ struct Maker<'g> {
 }
 
 impl Generator {
-    /// Sequences of `length` steps at most, in `places`.
-    pub fn new(seed: u64, length: usize, places: &[Place]) -> Generator {
-        Generator { rng: Xoshiro256PlusPlus::seed_from_u64(seed), length, places: places.to_vec() }
+    /// Sequences of `length` steps at most, in `places`; with `brk`, or without.
+    pub fn new(seed: u64, length: usize, places: &[Place], brk: bool) -> Generator {
+        Generator { rng: Xoshiro256PlusPlus::seed_from_u64(seed), length, places: places.to_vec(), brk }
     }
 
     /// The next sequence.
@@ -92,7 +93,7 @@ impl Generator {
         for (call, weight) in &mut weights {
             let keep = matches!(call, Call::Mmap | Call::Store) || self.rng.random_ratio(3, 4);
             let loud = self.rng.random_ratio(1, 8);
-            *weight = if !keep {
+            *weight = if !keep || *call == Call::Brk && !self.brk {
                 0
             } else if loud {
                 *weight * 4
@@ -290,6 +291,7 @@ impl Maker<'_> {
             (4, 0x2_0000),
             (4, 0x2000),
             (2, 0x100),
+            (1, 0x40),
             (1, 0x8_0000),
             (1, 0x800),
             (1, 0x1000),
@@ -418,7 +420,7 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_sequences() {
         let make = || {
-            let mut generator = Generator::new(7, 60, &Place::ALL);
+            let mut generator = Generator::new(7, 60, &Place::ALL, true);
             (0..20).map(|_| generator.sequence()).collect::<Vec<_>>()
         };
         assert_eq!(make(), make());

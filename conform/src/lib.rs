@@ -17,6 +17,7 @@
 //! | [`host`] | the host's side |
 //! | [`emulated`] | vmalab's side |
 //! | [`observe`] | what is compared |
+//! | [`remote`] | the processes in which both run |
 //! | [`run`] | the loop |
 //! | [`mod@shrink`] | from a divergence to the shortest sequence |
 //! | [`coverage`] | which errnos were reached, and what is left out |
@@ -29,6 +30,7 @@ mod names;
 pub mod observe;
 pub mod op;
 pub mod profile;
+pub mod remote;
 pub mod run;
 pub mod safe;
 pub mod shrink;

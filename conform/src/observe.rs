@@ -24,6 +24,8 @@ pub enum Answer {
     End,
     /// No answer of its own: what a load in each page gives, after that.
     Sweep,
+    /// No answer of its own: a hash of each page of the file.
+    File,
 }
 
 /// SIGSEGV or SIGBUS with its code.
@@ -60,7 +62,7 @@ impl fmt::Display for Answer {
             Answer::Signal(Signal::AccErr) => f.write_str("SEGV_ACCERR"),
             Answer::Signal(Signal::BusAdrErr) => f.write_str("BUS_ADRERR"),
             Answer::Signal(Signal::Other) => f.write_str("a signal of another kind"),
-            Answer::End | Answer::Sweep => f.write_str("(end)"),
+            Answer::End | Answer::Sweep | Answer::File => f.write_str("(end)"),
         }
     }
 }
@@ -73,6 +75,7 @@ impl Answer {
             Answer::Signal(signal) => [2, signal as u64 + 1],
             Answer::End => [3, 0],
             Answer::Sweep => [4, 0],
+            Answer::File => [5, 0],
         }
     }
 
@@ -82,7 +85,8 @@ impl Answer {
             1 => Answer::Error(value as i32),
             2 => Answer::Signal(Signal::from_code(value)),
             3 => Answer::End,
-            _ => Answer::Sweep,
+            4 => Answer::Sweep,
+            _ => Answer::File,
         }
     }
 }
@@ -98,6 +102,18 @@ pub struct VmaSeen {
     pub attr: u8,
     /// Page offset into the file.
     pub offset: u64,
+}
+
+impl VmaSeen {
+    /// Makes the bytes of a `mincore` from `start` (an offset of the window) on
+    /// that are about pages of this VMA say nothing, if it is of a file.
+    pub fn hide_file_pages(&self, start: usize, vec: &mut [u8]) {
+        if self.attr & attr::FILE != 0 {
+            let place = |page: u32| (page as usize).saturating_sub(start / PAGE).min(vec.len());
+            let (from, to) = (place(self.start), place(self.end));
+            vec[from..to].fill(0xff);
+        }
+    }
 }
 
 /// Bits of [`VmaSeen::attr`]: those of `PROCMAP_QUERY`.
@@ -122,15 +138,17 @@ impl fmt::Debug for VmaSeen {
 
 /// `vm_flags` that are compared, by their letters in `smaps`, beside the
 /// protection: the bit is the place in this list.
-pub const VM_FLAGS: [&str; 16] =
-    ["lo", "lf", "sr", "rr", "dc", "ac", "nr", "gd", "wf", "dd", "hg", "nh", "mg", "sl", "dp", "sh"];
+pub const VM_FLAGS: [&str; 21] = [
+    "lo", "lf", "sr", "rr", "dc", "ac", "nr", "gd", "wf", "dd", "hg", "nh", "mg", "sl", "dp", "sh", "ms", "mr", "mw",
+    "me", "sf",
+];
 
 /// A side, as far as looking at it goes.
 pub trait Side {
     /// Calls `each` with the window's VMAs, ascending.
     fn vmas(&mut self, each: &mut dyn FnMut(VmaSeen));
-    /// Sets the bit of each page that is present, or hidden, and belongs to the
-    /// address space alone: private anonymous memory.
+    /// Sets the bit of each page that is present or hidden. (Those of files do
+    /// not count.)
     fn presence(&mut self, bits: &mut [u64]);
     /// Eight bytes at an offset of the window, in a page that is present and readable.
     fn word(&mut self, offset: usize) -> u64;
@@ -195,7 +213,7 @@ impl<'a> Recorder<'a> {
 
     /// Whether another record of any size fits.
     pub fn has_room(&self) -> bool {
-        self.words.len() - self.used > HEAD + 5 * self.pages
+        self.words.len() - self.used > 64 + 8 * self.pages
     }
 
     fn push(&mut self, word: u64) {
@@ -217,6 +235,14 @@ impl<'a> Recorder<'a> {
         let bitmap_words = self.pages.div_ceil(64);
         self.words[bitmap..bitmap + bitmap_words].fill(0);
         side.presence(&mut self.words[bitmap..bitmap + bitmap_words]);
+        for vma in 0..vmas {
+            let (range, attr) = (self.words[start + HEAD + 2 * vma], self.words[start + HEAD + 2 * vma + 1]);
+            if attr as u8 & attr::FILE != 0 {
+                for page in (range >> 32) as usize..(range as u32) as usize {
+                    self.words[bitmap + page / 64] &= !(1 << (page % 64));
+                }
+            }
+        }
         self.used += bitmap_words;
         let contents = if want.contents { self.contents(side, start + HEAD, vmas, bitmap) } else { 0 };
         let flags_start = self.used;
@@ -271,6 +297,25 @@ impl Recorder<'_> {
         }
         let [kind, value] = Answer::Sweep.encode();
         let head = [(self.used - start) as u64, kind, value, HAS_CONTENTS, (self.pages as u64) << 16];
+        self.words[start..start + HEAD].copy_from_slice(&head);
+    }
+}
+
+impl Recorder<'_> {
+    /// Writes what the file of [`Slot::ReadWrite`](crate::op::Slot::ReadWrite)
+    /// holds after everything was unmapped, if it could be.
+    pub fn file(&mut self, unmapped: bool, read: impl FnOnce(&mut [u8])) {
+        let mut bytes = [0u8; crate::remote::FILE_BYTES];
+        if unmapped {
+            read(&mut bytes);
+        }
+        let start = self.used;
+        self.used += HEAD;
+        for page in bytes.chunks(PAGE) {
+            self.push(crate::fold(page));
+        }
+        let [kind, value] = Answer::File.encode();
+        let head = [(self.used - start) as u64, kind, value, HAS_CONTENTS, ((self.used - start - HEAD) as u64) << 16];
         self.words[start..start + HEAD].copy_from_slice(&head);
     }
 }
@@ -348,6 +393,7 @@ impl Observation {
             let word = |words: &[u64]| words.get(place).map_or_else(|| "nothing".into(), |&word| sweep_text(word));
             let which = match self.answer {
                 Answer::Sweep => format!("a load in page {place} of the window gives"),
+                Answer::File => format!("page {place} of the file, hashed:"),
                 _ => format!("contents of number {place} of the readable pages present:"),
             };
             return Some((format!("{which} {}", word(a)), format!("{which} {}", word(b))));

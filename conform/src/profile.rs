@@ -22,6 +22,11 @@ impl Profile {
         Some(Profile { version: (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?) })
     }
 
+    /// As the core names it.
+    pub fn kernel(&self) -> vmalab::mm::Kernel {
+        vmalab::mm::Kernel { major: self.version.0, minor: self.version.1 }
+    }
+
     /// The version at which behaviour last changed: versions of one name behave
     /// alike in all that is compared.
     pub fn name(&self) -> &'static str {

@@ -1,12 +1,13 @@
 //! The loop: sequence after sequence on both sides.
 
 use crate::coverage::{CallCount, Coverage, Reached};
-use crate::emulated::{self, Outcome};
+use crate::emulated::{self, Emulated, Stopped};
 use crate::generate::Generator;
-use crate::host::{Host, HostError, OPS_MAX};
+use crate::host::{Host, HostError};
 use crate::observe::{Observation, answer_of, next_record};
 use crate::op::{Op, Place, Sequence, Setup};
 use crate::profile::Profile;
+use crate::remote::OPS_MAX;
 use crate::shrink::shrink;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -14,8 +15,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// Words that vmalab's observations of one sequence may take.
-const WORDS: usize = 4 << 20;
+/// How long a step may take before vmalab counts as hung: at first, and while
+/// candidates are tried.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE_SHRINKING: Duration = Duration::from_millis(1500);
 /// How long a shrink may take: in the crowded place a candidate takes 50 ms.
 const SHRINK_TIME: Duration = Duration::from_secs(60);
 
@@ -120,7 +123,7 @@ pub enum Error {
     /// The host's side.
     Host(HostError),
     /// vmalab's side.
-    Emulated(vmalab_fault_handler::Error),
+    Emulated(String),
 }
 
 impl fmt::Display for Error {
@@ -263,7 +266,8 @@ pub struct Progress {
 pub struct Runner {
     config: Config,
     hosts: Vec<Host>,
-    words: Vec<u64>,
+    emulated: Emulated,
+    patience: Duration,
     coverage: Coverage,
 }
 
@@ -275,7 +279,9 @@ impl Runner {
     /// [`Error`].
     pub fn new(config: Config) -> Result<Runner, Error> {
         assert!((1..=OPS_MAX).contains(&config.sequence_length));
-        let mut runner = Runner { config, hosts: Vec::new(), words: vec![0; WORDS], coverage: Coverage::default() };
+        let emulated = Emulated::new(config).map_err(|(call, errno)| Error::Emulated(format!("{call}: {errno}")))?;
+        let (hosts, patience, coverage) = (Vec::new(), PATIENCE, Coverage::default());
+        let mut runner = Runner { config, hosts, emulated, patience, coverage };
         runner.host(Place::Small)?;
         Ok(runner)
     }
@@ -298,16 +304,17 @@ impl Runner {
         let host = &mut self.hosts[at];
         let room = host.map_count_room();
         host.start(sequence);
-        // Meanwhile, on the other CPU:
-        let outcome = emulated::run(sequence, &self.config, room, &mut self.words);
+        // Meanwhile, on another CPU:
+        self.emulated.start(sequence, room);
         let host_words = host.finish()?;
-        let outcome = outcome.map_err(Error::Emulated)?;
-        let (used, panic) = match &outcome {
-            Outcome::Done(used) => (*used, None),
-            Outcome::Panicked(used, text) => (*used, Some(text.as_str())),
+        let (own_words, stopped) = self.emulated.finish(self.patience);
+        let failure = match stopped {
+            None => None,
+            Some(Stopped::Failed(how)) => Some(how),
+            Some(Stopped::Cannot(why)) => return Err(Error::Emulated(why)),
         };
         let mut steps = 0;
-        let (mut host_rest, mut own_rest) = (host_words, &self.words[..used]);
+        let (mut host_rest, mut own_rest) = (host_words, &own_words[..]);
         let mut found = None;
         while let Some((theirs, rest)) = next_record(host_rest) {
             host_rest = rest;
@@ -315,7 +322,7 @@ impl Runner {
                 self.coverage.count(op.call(), answer_of(theirs));
             }
             let Some((ours, rest)) = next_record(own_rest) else {
-                let vmalab = panic.map_or_else(|| "nothing".to_owned(), |text| format!("panicked: {text}"));
+                let vmalab = failure.clone().unwrap_or_else(|| "nothing".to_owned());
                 found = Some((Observation::decode(theirs).answer.to_string(), vmalab));
                 break;
             };
@@ -328,6 +335,8 @@ impl Runner {
             }
             steps += 1;
         }
+        // It may fail after the last record.
+        let found = found.or_else(|| failure.map(|how| ("goes on".to_owned(), how)));
         let step = steps.min(sequence.ops.len());
         let divergence = found.map(|(host, vmalab)| Divergence { sequence: sequence.clone(), step, host, vmalab });
         Ok((step, divergence))
@@ -338,6 +347,13 @@ impl Runner {
     /// # Errors
     /// [`Error`].
     pub fn shrink(&mut self, found: Divergence, go_on: &mut dyn FnMut() -> bool) -> Result<Divergence, Error> {
+        self.patience = PATIENCE_SHRINKING;
+        let result = self.shrink_it(found, go_on);
+        self.patience = PATIENCE;
+        result
+    }
+
+    fn shrink_it(&mut self, found: Divergence, go_on: &mut dyn FnMut() -> bool) -> Result<Divergence, Error> {
         let (mut best, mut error, start_time) = (found.clone(), None, Instant::now());
         // With everything compared after every step it may show earlier; if it
         // shows at all.
@@ -381,7 +397,8 @@ impl Runner {
         let start = Instant::now();
         self.coverage = Coverage::default();
         let places = self.places();
-        let mut generator = Generator::new(self.config.seed, self.config.sequence_length, &places);
+        let brk = self.hosts.iter().all(Host::has_brk);
+        let mut generator = Generator::new(self.config.seed, self.config.sequence_length, &places, brk);
         let mut progress = Progress { ops: 0, divergences: 0, shrinking: false, elapsed: Duration::ZERO };
         let (mut sequences, mut shrunk, mut interrupted) = (0, Vec::<Divergence>::new(), false);
         while progress.ops < ops {

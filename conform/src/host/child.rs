@@ -4,10 +4,11 @@
 
 use super::procfs::Procfs;
 use super::zygote::TASK_SIZE;
-use super::{FILE_BYTES, Files, Shared, access, file_byte};
+use super::{Files, access};
 use crate::PAGE;
 use crate::observe::{Answer, Recorder, Side, Signal, VmaSeen, Want};
 use crate::op::{At, Limit, Op, Setup, Slot};
+use crate::remote::{FILE_BYTES, Shared, exit, file_byte};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,11 +17,11 @@ const FORK_FAILED: i32 = 71;
 const NO_ROOM: i32 = 72;
 
 /// The host's address space, as a [`Side`].
-struct Here {
+struct Here<'a> {
     procfs: Procfs,
     window: usize,
     pages: usize,
-    files: Files,
+    files: &'a Files,
     base: Base,
 }
 
@@ -31,7 +32,7 @@ struct Base {
     data: u64,
 }
 
-impl Side for Here {
+impl Side for Here<'_> {
     fn vmas(&mut self, each: &mut dyn FnMut(VmaSeen)) {
         self.procfs.vmas(self.window, self.pages * PAGE, each);
     }
@@ -65,10 +66,10 @@ pub unsafe fn main(shared: *mut Shared, files: &Files, window: usize) -> ! {
         procfs: Procfs::open(text),
         window,
         pages: setup.place.pages(),
-        files: *files,
+        files,
         base: Base { total: 0, data: 0 },
     };
-    if ops.iter().any(|op| matches!(op, Op::Mmap { file, .. } if *file != Slot::NoFile)) {
+    if ops.iter().any(uses_file) {
         fill_file(files.read_write);
     }
     if ops.iter().any(|op| matches!(op, Op::SetLimit { .. })) {
@@ -81,10 +82,10 @@ pub unsafe fn main(shared: *mut Shared, files: &Files, window: usize) -> ! {
     here.run(ops, setup, recorder, used)
 }
 
-impl Here {
+impl Here<'_> {
     fn run(&mut self, ops: &[Op], setup: Setup, mut recorder: Recorder<'_>, used: &AtomicUsize) -> ! {
         // Processes whose rest is in their child, this one's ancestors, wait.
-        let mut waits_for = None;
+        let (mut waits_for, mut forked) = (None, false);
         for (step, op) in ops.iter().enumerate() {
             let answer = match op {
                 Op::Fork => {
@@ -92,6 +93,7 @@ impl Here {
                     match unsafe { libc::syscall(libc::SYS_fork) as i32 } {
                         0 => {
                             self.procfs.reopen();
+                            forked = true;
                             Answer::Value(0)
                         }
                         pid if pid > 0 => {
@@ -130,6 +132,16 @@ impl Here {
             Ok(word) => Answer::Value(word),
             Err(signal) => Answer::Signal(signal),
         });
+        if !forked && ops.iter().any(uses_file) {
+            // SAFETY: the whole window, which nobody needs any more; and a buffer of ours.
+            unsafe {
+                let unmapped = libc::munmap(window as *mut _, self.pages * PAGE) == 0;
+                let fd = self.files.read_write;
+                recorder.file(unmapped, |bytes| {
+                    libc::pread(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0);
+                });
+            }
+        }
         used.store(recorder.used(), Ordering::Relaxed);
         exit(0)
     }
@@ -180,8 +192,12 @@ impl Here {
                 Op::Msync { addr, len, flags } => plain(syscall(libc::SYS_msync, self.at(addr), len, flags as usize)),
                 Op::Mincore { addr, len } => {
                     let mut vec = [0xaau8; crate::MINCORE_MAX];
-                    match syscall(libc::SYS_mincore, self.at(addr), len, vec.as_mut_ptr()) {
-                        0 => Answer::Value(crate::fold(&vec)),
+                    let addr = self.at(addr);
+                    match syscall(libc::SYS_mincore, addr, len, vec.as_mut_ptr()) {
+                        0 => {
+                            self.vmas(&mut |vma| vma.hide_file_pages(addr.wrapping_sub(window), &mut vec));
+                            Answer::Value(crate::fold(&vec))
+                        }
                         _ => Answer::Error(Errno::last_raw()),
                     }
                 }
@@ -246,9 +262,8 @@ fn number(text: &[u8]) -> u64 {
     digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'))
 }
 
-fn exit(status: i32) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(status) }
+fn uses_file(op: &Op) -> bool {
+    matches!(op, Op::Mmap { file, .. } if *file != Slot::NoFile)
 }
 
 /// Writes a file's first contents.

@@ -84,6 +84,8 @@ impl Procfs {
     pub fn presence(&mut self, window: usize, bits: &mut [u64], pages: usize) {
         const PRESENT: u64 = 1 << 63;
         const SWAP: u64 = 1 << 62;
+        // A guard is a marker that looks like a page in swap.
+        const GUARD: u64 = 1 << 58;
         const FILE_OR_SHARED: u64 = 1 << 61;
         let want = pages * size_of::<u64>();
         let at = (window / PAGE * size_of::<u64>()) as i64;
@@ -92,7 +94,7 @@ impl Procfs {
         let entries = self.text[..got.max(0) as usize].chunks_exact(size_of::<u64>());
         for (page, entry) in entries.enumerate() {
             let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-            if entry & (PRESENT | SWAP) != 0 && entry & FILE_OR_SHARED == 0 {
+            if entry & (PRESENT | SWAP) != 0 && entry & (FILE_OR_SHARED | GUARD) == 0 {
                 bits[page / 64] |= 1 << (page % 64);
             }
         }

@@ -7,9 +7,10 @@
 //! nobody.
 
 use super::procfs::Procfs;
-use super::{Files, Shared, access, child};
+use super::{Files, access, child};
 use crate::PAGE;
 use crate::op::Place;
+use crate::remote::{Ends, Shared, exit};
 use linux_raw_sys::general::procmap_query;
 use nix::errno::Errno;
 use std::sync::atomic::Ordering;
@@ -38,40 +39,38 @@ const NOT_CROWDED: i32 = 5;
 /// # Safety
 /// To be called in a fresh fork. `shared` is the shared memory, and `window`
 /// a reservation of the place's size.
-pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, window: usize, commands: i32, replies: i32) -> ! {
-    let files = *files;
-    // SAFETY: plain system calls on descriptors and memory that the fork gave us.
+pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, window: usize, ends: Ends) -> ! {
+    ends.ignore_signals();
+    // SAFETY: plain system calls on memory that the fork gave us.
     unsafe {
-        // Ctrl-C is the parent's affair: when it ends, `commands` does.
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP] {
-            libc::signal(signal, libc::SIG_IGN);
-        }
         access::install();
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
         deepen_stack();
         libc::munmap(window as *mut _, place.bytes());
-        let text: &'static mut [u8] = &mut (*shared).text;
-        let procfs = Procfs::open(text);
-        let stage = prepare(&procfs, &*shared, place, window);
-        libc::write(replies, (&raw const stage).cast(), 4);
-        if stage != 0 {
-            libc::_exit(1);
-        }
-        loop {
-            let mut command = 0u8;
-            if libc::read(commands, (&raw mut command).cast(), 1) != 1 {
-                libc::_exit(0);
-            }
-            let mut status = 0;
+    }
+    // SAFETY: the parent waits for our answer; children make their own.
+    let text: &'static mut [u8] = unsafe { &mut (*shared).text };
+    let procfs = Procfs::open(text);
+    // SAFETY: nobody writes but us, and only atomic fields are read here.
+    let stage = prepare(&procfs, unsafe { &*shared }, place, window);
+    ends.reply(stage);
+    if stage != 0 {
+        exit(1);
+    }
+    loop {
+        ends.next();
+        let mut status = 0;
+        // SAFETY: single-threaded; the child only makes system calls.
+        unsafe {
             match libc::syscall(libc::SYS_fork) as i32 {
-                0 => child::main(shared, &files, window),
+                0 => child::main(shared, files, window),
                 pid if pid > 0 => {
                     libc::waitpid(pid, &raw mut status, 0);
                 }
                 _ => status = -1,
             }
-            libc::write(replies, (&raw const status).cast(), 4);
         }
+        ends.reply(status);
     }
 }
 
