@@ -80,10 +80,12 @@ impl Procfs {
         }
     }
 
-    /// Sets the bit of each anonymous page that is present or swapped.
+    /// Sets the bit of each anonymous page that is present or swapped. (A guard
+    /// looks like a swapped page, with a bit of its own since Linux 6.15.)
     pub fn presence(&mut self, window: usize, bits: &mut [u64], pages: usize) {
         const PRESENT: u64 = 1 << 63;
         const SWAP: u64 = 1 << 62;
+        const GUARD: u64 = 1 << 58;
         // A guard is a marker that looks like a page in swap.
         const GUARD: u64 = 1 << 58;
         const FILE_OR_SHARED: u64 = 1 << 61;
