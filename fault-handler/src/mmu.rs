@@ -315,8 +315,8 @@ impl Mmu for UffdMmu {
         self.write_back(range, file)
     }
 
-    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
-        self.forget(file, pages);
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        self.punch(file, pages)
     }
 
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {

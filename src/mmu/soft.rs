@@ -289,8 +289,9 @@ impl Mmu for SoftMmu {
         Ok(())
     }
 
-    fn forget_file(&self, _: FilePage<'_>, _: u64) {
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
         // Pages hold nothing of their own.
+        file.inode.store().punch(file.index << PAGE_SHIFT, pages << PAGE_SHIFT)
     }
 
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {

@@ -435,8 +435,8 @@ impl Mmu for Stopping {
     fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
         self.soft.sync_file(range, file)
     }
-    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
-        self.soft.forget_file(file, pages);
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        self.soft.punch_file(file, pages)
     }
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
         self.soft.shmem(bytes)
