@@ -14,6 +14,8 @@ Examples:
       one workload on one lock, every page checked
   vmalab compare app-start --locks mmap,typesafe --threads 4 --mutators 1
       is it faster than the mmap lock, and how sure is that?
+  vmalab conform --ops 100000
+      does it do what the host kernel does?
   vmalab race reuse-other-mm --mutant
       one known race, played step by step against the code without its check
 
@@ -58,6 +60,21 @@ called inside a checkout of vmalab. docs/races.md tells every race.
 Exit status: 0 the mutant was caught, or the complete code passed; 1 not so;
 2 bad usage; 3 this machine, user or build cannot do it; 130 interrupted.";
 
+const CONFORM_EXAMPLES: &str = "\
+Examples:
+  vmalab conform
+  vmalab conform --ops 1000000 --seed 7
+  vmalab conform --lock refcount --delivery queue --json result.json
+  vmalab conform --json - | jq .first
+
+Sequences of random calls run on vmalab and, in a child process, on the host.
+After each call the answer or errno, the VMAs, the pages present, their
+contents and the signals of accesses must agree. The first difference is
+shrunk to the shortest sequence and printed as a Rust test.
+
+Exit status: 0 all agreed; 1 a divergence; 2 bad usage; 3 this machine, user
+or build cannot do it; 130 interrupted (what was found is still printed).";
+
 /// Linux's mm in user space, with real page faults: per-VMA locks against the
 /// mmap lock
 ///
@@ -86,6 +103,10 @@ pub enum Command {
     /// Run one workload on several locks in turn and say which is faster
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Make the same random calls on vmalab and on the host kernel, and compare
+    /// after each
+    #[command(after_help = CONFORM_EXAMPLES)]
+    Conform(ConformArgs),
     /// Run a known race: the code without its check must be caught, the
     /// complete code must pass
     #[command(after_help = RACE_EXAMPLES)]
@@ -103,8 +124,6 @@ pub enum Later {
     #[command(hide = true, disable_help_flag = true)]
     Limits(Anything),
     #[command(hide = true, disable_help_flag = true)]
-    Conform(Anything),
-    #[command(hide = true, disable_help_flag = true)]
     Profile(Anything),
     #[command(hide = true, disable_help_flag = true)]
     Record(Anything),
@@ -119,7 +138,6 @@ impl Later {
     pub fn name(&self) -> &'static str {
         match self {
             Later::Limits(_) => "limits",
-            Later::Conform(_) => "conform",
             Later::Profile(_) => "profile",
             Later::Record(_) => "record",
             Later::Replay(_) => "replay",
@@ -201,6 +219,41 @@ pub struct CompareArgs {
     pub html: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ConformArgs {
+    /// Calls and accesses to make
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub ops: u64,
+    /// Seed of the random choices
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
+    pub seed: u64,
+    /// Lock scheme of vmalab's side ('vmalab list locks') [default: typesafe]
+    #[arg(long, value_name = "LOCK")]
+    pub lock: Option<String>,
+    /// How faults arrive on vmalab's side: on the faulting thread (sigbus), or
+    /// through a handler thread (queue)
+    #[arg(long, value_enum, default_value_t = FaultDeliveryArg::Sigbus, hide_possible_values = true, value_name = "HOW")]
+    pub delivery: FaultDeliveryArg,
+    /// Calls in a sequence; each sequence begins with nothing mapped
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub sequence_length: u32,
+    /// Divergences to shrink; those of one kind are shown once
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub shrink: u32,
+    /// Write the result as JSON to FILE; '-' prints it in place of the table
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Deliveries of real faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FaultDeliveryArg {
+    /// On the faulting thread
+    Sigbus,
+    /// Through a handler thread
+    Queue,
 }
 
 #[derive(Args, Debug)]

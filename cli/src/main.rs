@@ -8,6 +8,7 @@
 
 mod args;
 mod compare;
+mod conform;
 mod doctor;
 mod drive;
 mod failure;
@@ -46,6 +47,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::List(args) => list::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Conform(args) => conform::run(args),
         Command::Race(args) => race::run(args),
         Command::RaceChild(args) => race::child(args),
         Command::Later(later) => Err(plan::not_in_this_build(&format!("'vmalab {}'", later.name()))),

@@ -1,0 +1,59 @@
+//! vmalab against the host kernel: the same random calls on both, compared
+//! after each.
+//!
+//! A [`Sequence`](op::Sequence) of [`Op`](op::Op)s runs as real system calls in
+//! a child process whose only free addresses are a scratch window ([`host`]),
+//! and on a fresh address space whose region has the window's size
+//! ([`emulated`]). After each step both sides note the answer or errno, the
+//! VMA list, which pages are present, their contents, and the signal of an
+//! access ([`observe`]). The first difference ends the sequence, is shrunk
+//! ([`mod@shrink`]) and printed as a Rust test that can be pasted.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`op`] | steps, operands, sequences |
+//! | [`generate`] | random sequences, weighted towards edges |
+//! | [`safe`] | which steps the host's child may run |
+//! | [`host`] | the host's side |
+//! | [`emulated`] | vmalab's side |
+//! | [`observe`] | what is compared |
+//! | [`run`] | the loop |
+//! | [`mod@shrink`] | from a divergence to the shortest sequence |
+//! | [`coverage`] | which errnos were reached, and what is left out |
+
+pub mod coverage;
+pub mod emulated;
+pub mod generate;
+pub mod host;
+mod names;
+pub mod observe;
+pub mod op;
+pub mod profile;
+pub mod run;
+pub mod safe;
+pub mod shrink;
+
+pub use run::{Config, Delivery, Divergence, Error, Lock, Report, Runner, check, check_in};
+
+/// For pasted tests.
+pub mod prelude {
+    pub use crate::op::Limit::*;
+    pub use crate::op::Op::*;
+    pub use crate::op::Place::*;
+    pub use crate::op::Slot::*;
+    pub use crate::op::{Setup, abs, top, win};
+    pub use crate::{check, check_in};
+}
+
+/// Bytes of a page.
+pub const PAGE: usize = vmalab::addr::PAGE_SIZE;
+
+/// Pages that `mincore` may be asked about.
+pub(crate) const MINCORE_MAX: usize = 2048;
+
+/// A number for what `mincore` wrote.
+pub(crate) fn fold(bytes: &[u8]) -> u64 {
+    // FNV-1a. A small window's bytes could be told apart by bits, but a hash is
+    // enough: what differs is seen in the presence too.
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
