@@ -5,7 +5,7 @@
 //! real page tables, and [`SoftMmu`](soft::SoftMmu), an array of page states
 //! for model checkers, tests and lock benchmarks without the price of a fault.
 //!
-//! Locking: `install`, `install_file`, `unhide`, `allow_write`,
+//! Locking: `install`, `install_run`, `install_file`, `unhide`, `allow_write`,
 //! `allow_write_file` and `is_guarded` are called from the fault path, with the
 //! VMA read-locked (or the mmap lock held), must be async-signal-safe and may
 //! run concurrently, also for the same page. The others are called by
@@ -135,6 +135,15 @@ pub trait Mmu: Send + Sync + 'static {
         writable: bool,
         for_write: bool,
     ) -> Result<Installed, MmuError>;
+
+    /// Makes pages of zeros present from the start of `run` on: fault-around.
+    /// Stops before the first page that is present, hidden or guarded, so that
+    /// nothing is lost. `writable` and `for_write` as in `install`. Returns how
+    /// many pages this call made present, 0 if the first one was there already.
+    ///
+    /// # Errors
+    /// [`MmuError`]; no page was made present.
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError>;
 
     /// Makes `page` present with a page of a file, if it is not present.
     ///

@@ -201,6 +201,16 @@ impl Mmu for SoftMmu {
         Ok(Installed::New)
     }
 
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
+        for (done, page) in run.iter_pages().enumerate() {
+            let special = self.state(page).load(Ordering::Relaxed) & GUARDED != 0;
+            if special || self.install(page, Content::Zero, writable, for_write)? == Installed::Exists {
+                return Ok(done);
+            }
+        }
+        Ok(run.pages())
+    }
+
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         if self.state(page).load(Ordering::Relaxed) & HIDDEN == 0 {
             return Ok(false);

@@ -396,6 +396,9 @@ impl Mmu for Stopping {
     fn install(&self, page: VirtAddr, content: Content<'_>, w: bool, for_write: bool) -> Result<Installed, MmuError> {
         self.soft.install(page, content, w, for_write)
     }
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
+        self.soft.install_run(run, writable, for_write)
+    }
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         self.soft.unhide(page, writable)
     }
