@@ -10,13 +10,13 @@
 //! lock that a thread can hold while it touches the region. A fault that holds
 //! a VMA's lock never waits for the mmap lock (I11, R15).
 
-use crate::addr::VirtAddr;
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::mm::Mm;
 use crate::mmu::{Installed, Mmu, MmuError, PageBuf};
 use crate::pager::{PageRequest, Pager};
 use crate::races::{Mutant, Point, mutant, point};
-use crate::stats::{Counter, count};
+use crate::stats::{Counter, count, count_n};
 use crate::vma::{Hold, VmaFlags, VmaRead};
 
 /// The access that faulted.
@@ -205,6 +205,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if self.mmu().unhide(page, writable && vma.anon_vma() != 0)? {
             return Ok(());
         }
+        if self.core().fault_around() > 1 {
+            return self.fault_around(vma, page, writable, for_write);
+        }
         let installed = if self.pager().is_zero() {
             before_install(vma);
             self.mmu().install(page, crate::mmu::Content::Zero, writable, for_write)?
@@ -215,6 +218,45 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             Installed::New => Counter::PageInstalled,
             Installed::Exists => Counter::PageExists,
         });
+        Ok(())
+    }
+
+    /// Makes the pages from `page` to the end of its block present
+    /// (`do_fault_around`, for anonymous memory). Only the first one must be had.
+    fn fault_around(
+        &self,
+        vma: &mut VmaRead<'_, S>,
+        page: VirtAddr,
+        writable: bool,
+        for_write: bool,
+    ) -> Result<(), MmuError> {
+        let block = self.core().fault_around() * PAGE_SIZE;
+        let end = VirtAddr(page.get() | (block - 1)).page() + PAGE_SIZE;
+        let run = PageRange::new(page, end.min(vma.range().end()));
+        let made = if self.pager().is_zero() {
+            before_install(vma);
+            self.mmu().install_run(run, writable, for_write)?
+        } else {
+            let mut made = 0;
+            for at in run.iter_pages() {
+                let installed = match self.install_filled(vma, at, writable, for_write) {
+                    Err(error) if at == page => return Err(error),
+                    Err(_) => break,
+                    Ok(installed) => installed,
+                };
+                made += usize::from(installed == Installed::New);
+                let next = at + PAGE_SIZE;
+                let special = next < run.end() && (self.mmu().is_guarded(next) || self.mmu().unhide(next, false)?);
+                if installed == Installed::Exists || special {
+                    break;
+                }
+            }
+            made
+        };
+        match made {
+            0 => count(Counter::PageExists),
+            pages => count_n(Counter::PageInstalled, pages as u64),
+        }
         Ok(())
     }
 

@@ -109,17 +109,28 @@ pub struct File {
     readable: bool,
     writable: bool,
     write_sealed: bool,
+    mappable: bool,
 }
 
 impl File {
     /// Opens `inode` for reading, writing, or both.
     pub fn open(inode: Arc<Inode>, readable: bool, writable: bool) -> Arc<File> {
-        Arc::new(File { inode, readable, writable, write_sealed: false })
+        Arc::new(File { inode, readable, writable, write_sealed: false, mappable: true })
     }
 
     /// Opens a memfd that is sealed against writing (F_SEAL_WRITE).
     pub fn open_sealed(inode: Arc<Inode>) -> Arc<File> {
-        Arc::new(File { inode, readable: true, writable: true, write_sealed: true })
+        Arc::new(File { inode, readable: true, writable: true, write_sealed: true, mappable: true })
+    }
+
+    /// Opens something that cannot be mapped, such as a directory.
+    pub fn open_unmappable(inode: Arc<Inode>) -> Arc<File> {
+        Arc::new(File { inode, readable: true, writable: false, write_sealed: false, mappable: false })
+    }
+
+    /// Whether it can be mapped at all.
+    pub fn mappable(&self) -> bool {
+        self.mappable
     }
 
     /// Sealed against writing, so never mapped both shared and writable.

@@ -5,12 +5,12 @@
 //! real page tables, and [`SoftMmu`](soft::SoftMmu), an array of page states
 //! for model checkers, tests and lock benchmarks without the price of a fault.
 //!
-//! Locking: `install`, `install_file`, `unhide`, `allow_write`,
+//! Locking: `install`, `install_run`, `install_file`, `unhide`, `allow_write`,
 //! `allow_write_file` and `is_guarded` are called from the fault path, with the
 //! VMA read-locked (or the mmap lock held), must be async-signal-safe and may
 //! run concurrently, also for the same page. The others are called by
 //! mutators, which by then have drained every fault from the range (invariant
-//! I10) and keep faults out of it; but while `sync_file`, `forget_file`,
+//! I10) and keep faults out of it; but while `sync_file`, `punch_file`,
 //! `presence` and `first_guarded` run, faults may.
 //!
 //! What a page is to an `Mmu`:
@@ -136,6 +136,15 @@ pub trait Mmu: Send + Sync + 'static {
         for_write: bool,
     ) -> Result<Installed, MmuError>;
 
+    /// Makes pages of zeros present from the start of `run` on: fault-around.
+    /// Stops before the first page that is present, hidden or guarded, so that
+    /// nothing is lost. `writable` and `for_write` as in `install`. Returns how
+    /// many pages this call made present, 0 if the first one was there already.
+    ///
+    /// # Errors
+    /// [`MmuError`]; no page was made present.
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError>;
+
     /// Makes `page` present with a page of a file, if it is not present.
     ///
     /// `shared`: the page becomes the one place where `file` is mapped
@@ -203,11 +212,13 @@ pub trait Mmu: Send + Sync + 'static {
     /// The store's.
     fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno>;
 
-    /// Takes `pages` pages of the file out of every mapping, wherever it is,
-    /// and drops what they hold. Around the punching of a hole: before it, so
-    /// that old contents are not written back into it, and after it, as a fault
-    /// may have brought some in again.
-    fn forget_file(&self, file: FilePage<'_>, pages: u64);
+    /// Punches a hole of `pages` pages into the file: takes them out of every
+    /// mapping, wherever it is, and out of the store (`vfs_fallocate`,
+    /// PUNCH_HOLE). Nobody can write old contents back afterwards.
+    ///
+    /// # Errors
+    /// The store's: EOPNOTSUPP where it has no holes.
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno>;
 
     /// Memory for a shared anonymous mapping of `bytes` bytes (`shmem_zero_setup`).
     ///

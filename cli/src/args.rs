@@ -347,7 +347,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size)]
     pub region: Option<u64>,
     /// Pages to install at each fault [default: 1]
-    #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub fault_around: Option<u32>,
     /// Be hostile: hand VMA objects on at once, poison them when freed, reuse
     /// addresses, delay threads at schedule points ('docs/adversary.md')

@@ -437,15 +437,22 @@ impl UffdMmu {
         result
     }
 
-    /// See `forget_file`.
-    pub(crate) fn forget(&self, file: FilePage<'_>, pages: u64) {
-        let end = file.index.saturating_add(pages).min(file.inode.pages_max());
+    /// See `punch_file`. The store loses a page while the page is locked: no
+    /// mapping can bring it back, or write it back, in between.
+    pub(crate) fn punch(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        let store = file.inode.store();
+        let all = file.index.saturating_add(pages);
+        let end = all.min(file.inode.pages_max());
         for index in file.index..end {
             let mut slot = Locked::new(file.inode, index);
             if let Some(owner) = slot.owner() {
                 drop_pages(PageRange::sized(owner.page, PAGE_SIZE));
                 slot.take_from(owner);
             }
+            store.punch(index << PAGE_SHIFT, PAGE_SIZE as u64)?;
         }
+        // Never mapped.
+        let rest = all.saturating_sub(end.max(file.index));
+        if rest > 0 { store.punch(end << PAGE_SHIFT, rest << PAGE_SHIFT) } else { Ok(()) }
     }
 }

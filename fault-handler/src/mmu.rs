@@ -37,13 +37,18 @@ use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Store};
 use vmalab::mmu::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Trap};
 
 /// Source of zero pages that are copied: write-protected ones and those about
 /// to be stored to. Filled with zeros by the loader, read by the kernel only.
 static ZERO_PAGE: PageBuf = PageBuf::zeroed();
+
+/// Pages that one call of fault-around makes present at most.
+const RUN_MAX: usize = 64;
+/// The same for runs.
+static ZERO_RUN: [PageBuf; RUN_MAX] = [const { PageBuf::zeroed() }; RUN_MAX];
 
 /// See the module's documentation.
 pub struct UffdMmu {
@@ -230,6 +235,40 @@ impl Mmu for UffdMmu {
         }
     }
 
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
+        let uffd = self.region.uffd();
+        let first = self.region.bit(run.start());
+        let states = &self.region.pages;
+        let mut end = first + run.pages().min(RUN_MAX);
+        for special in [&states.hidden, &states.inherited, &states.guards] {
+            end = special.runs(first, end).next().map_or(end, |(start, _)| start);
+        }
+        let bytes = (end - first) << PAGE_SHIFT;
+        if bytes == 0 {
+            return Ok(0);
+        }
+        let mut retry = Retry::new();
+        loop {
+            let result = if writable && !for_write && !self.region.is_poisoned() {
+                uffd.zero_pages(PageRange::sized(run.start(), bytes))
+            } else {
+                // SAFETY: static pages of zeros, RUN_MAX of them.
+                unsafe { uffd.copy(run.start(), ZERO_RUN[0].0.as_ptr(), bytes, !writable) }
+            };
+            match result {
+                Ok(()) => return Ok(bytes >> PAGE_SHIFT),
+                // The rest is there, or can wait: only the first page must be had.
+                Err(UffdError::Again { done }) if done > 0 => return Ok(done >> PAGE_SHIFT),
+                Err(UffdError::Exists) => return Ok(0),
+                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
+                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
+                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
+                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
+                Err(error) => unexpected("COPY or ZEROPAGE", run.start(), error),
+            }
+        }
+    }
+
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         let (states, bit) = (&self.region.pages, self.region.bit(page));
         // One relaxed load each where nothing is hidden or inherited. Enough: a
@@ -315,8 +354,8 @@ impl Mmu for UffdMmu {
         self.write_back(range, file)
     }
 
-    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
-        self.forget(file, pages);
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        self.punch(file, pages)
     }
 
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {

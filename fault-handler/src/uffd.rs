@@ -363,7 +363,15 @@ impl Uffd {
     /// # Errors
     /// [`UffdError`].
     pub fn zeropage(&self, page: VirtAddr) -> Result<(), UffdError> {
-        let range = uffdio_range(PageRange::sized(page, PAGE_SIZE));
+        self.zero_pages(PageRange::sized(page, PAGE_SIZE))
+    }
+
+    /// The same for several pages.
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub fn zero_pages(&self, range: PageRange) -> Result<(), UffdError> {
+        let range = uffdio_range(range);
         let mut arg = raw::uffdio_zeropage { range, mode: ZEROPAGE_MODE_DONTWAKE, zeropage: 0 };
         stats::count(Counter::HostUffd);
         // SAFETY: as in `copy`.

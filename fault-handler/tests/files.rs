@@ -140,7 +140,7 @@ fn a_file_ends_where_it_ends() {
 }
 
 #[test]
-fn what_the_store_is_behind_of_is_written_by_sync_and_dropped_by_forget() {
+fn what_the_store_is_behind_of_is_written_by_sync_and_a_hole_is_zero_everywhere() {
     everywhere(|map| {
         let inode = file(PAGES * PAGE_SIZE);
         let (a, b) = (map(&inode, true), map(&inode, true));
@@ -154,8 +154,9 @@ fn what_the_store_is_behind_of_is_written_by_sync_and_dropped_by_forget() {
         store(&a, 0, 4).unwrap();
         put_in_store(&inode, 1, 9);
         assert_eq!((in_store(&inode, 0), load(&b, 0), load(&b, 1)), (3, Ok(4), Ok(3)));
-        a.map.mmu.forget_file(FilePage { inode: &inode, index: 0 }, 2);
-        assert_eq!((load(&a, 0), load(&a, 1), load(&a, 2)), (Ok(3), Ok(9), Ok(3)));
+        a.map.mmu.punch_file(FilePage { inode: &inode, index: 0 }, 2).unwrap();
+        assert_eq!((load(&a, 0), load(&b, 1), load(&a, 2)), (Ok(0), Ok(0), Ok(3)));
+        assert_eq!([0, 1, 2].map(|page| in_store(&inode, page)), [0, 0, 3]);
     });
 }
 

@@ -29,6 +29,8 @@ pub struct MmCore<S: LockScheme> {
     pub(crate) vma_writer_wait: AtomicU32,
     pub(super) count: MmCount,
     id: u64,
+    /// Pages that one fault makes present (`fault_around_bytes`).
+    fault_around: AtomicUsize,
     pub(super) usage: Usage,
     map_count: AtomicUsize,
     map_count_max: AtomicUsize,
@@ -50,6 +52,7 @@ impl<S: LockScheme> MmCore<S> {
             vma_writer_wait: AtomicU32::new(0),
             count: MmCount::new::<S>(),
             id: IDS.fetch_add(1, Ordering::Relaxed) + 1,
+            fault_around: AtomicUsize::new(1),
             usage: Usage::new(),
             map_count: AtomicUsize::new(0),
             map_count_max: AtomicUsize::new(MAP_COUNT_MAX),
@@ -75,6 +78,16 @@ impl<S: LockScheme> MmCore<S> {
 
     pub(crate) fn set_map_count_max(&self, max: usize) {
         self.map_count_max.store(max, Ordering::Relaxed);
+    }
+
+    /// Pages that one fault makes present, a power of two.
+    #[inline]
+    pub(crate) fn fault_around(&self) -> usize {
+        self.fault_around.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_fault_around(&self, pages: usize) {
+        self.fault_around.store(pages, Ordering::Relaxed);
     }
 
     /// Only with the mmap lock held for writing, so numbers ascend in time.

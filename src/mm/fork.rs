@@ -56,7 +56,7 @@ impl<S: LockScheme, M: Mmu, P: Pager + Clone> Mm<S, M, P> {
             let mut new = Segment { range: moved(old.range), ..old };
             new.flags -= VmaFlags::LOCK;
             if old.is_anonymous() {
-                new.pgoff = old.pgoff.wrapping_add((delta >> PAGE_SHIFT) as u64);
+                new.pgoff = old.pgoff.wrapping_add((delta.cast_signed() >> PAGE_SHIFT) as u64);
             }
             let wiped = old.flags.contains(VmaFlags::WIPEONFORK);
             new.anon_vma = if old.anon_vma == 0 || wiped { 0 } else { child.core().next_anon_vma() | INHERITED };

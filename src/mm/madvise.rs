@@ -91,8 +91,8 @@ impl Advice {
         let shared = VmaFlags::SHARED | VmaFlags::MAYSHARE;
         Some(match self {
             Normal => Ok(flags - (VmaFlags::RAND_READ | VmaFlags::SEQ_READ)),
-            Sequential => Ok(flags - VmaFlags::RAND_READ | VmaFlags::SEQ_READ),
-            Random => Ok(flags - VmaFlags::SEQ_READ | VmaFlags::RAND_READ),
+            Sequential => Ok((flags - VmaFlags::RAND_READ) | VmaFlags::SEQ_READ),
+            Random => Ok((flags - VmaFlags::SEQ_READ) | VmaFlags::RAND_READ),
             DontFork => Ok(flags | VmaFlags::DONTCOPY),
             DoFork => Ok(flags - VmaFlags::DONTCOPY),
             WipeOnFork if old.file.is_some() => Err(Errno::EINVAL),
@@ -104,8 +104,8 @@ impl Advice {
             Mergeable if flags.intersects(shared | VmaFlags::DROPPABLE) => Ok(flags),
             Mergeable => Ok(flags | VmaFlags::MERGEABLE),
             Unmergeable => Ok(flags - VmaFlags::MERGEABLE),
-            HugePage => Ok(flags - VmaFlags::NOHUGEPAGE | VmaFlags::HUGEPAGE),
-            NoHugePage => Ok(flags - VmaFlags::HUGEPAGE | VmaFlags::NOHUGEPAGE),
+            HugePage => Ok((flags - VmaFlags::NOHUGEPAGE) | VmaFlags::HUGEPAGE),
+            NoHugePage => Ok((flags - VmaFlags::HUGEPAGE) | VmaFlags::NOHUGEPAGE),
             _ => return None,
         })
     }
@@ -276,8 +276,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let inode = unsafe { file.get() }.inode();
         let index = segment.pgoff_at(range);
         let _drained = write.drain(&[*vma]);
-        self.mmu().forget_file(FilePage { inode, index }, range.pages() as u64);
-        inode.store().punch(index * crate::addr::PAGE_SIZE as u64, range.bytes() as u64)
+        self.mmu().punch_file(FilePage { inode, index }, range.pages() as u64)
     }
 }
 

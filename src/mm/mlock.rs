@@ -118,7 +118,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         self.settle_anon_vmas(write, &affected);
         let judge = |old: &Segment, _| {
             let droppable = old.flags.contains(VmaFlags::DROPPABLE);
-            Ok(if droppable { old.flags } else { old.flags - VmaFlags::LOCK | flags })
+            Ok(if droppable { old.flags } else { (old.flags - VmaFlags::LOCK) | flags })
         };
         let (modify, stopped) = Modify::lay_out(self.core(), &affected, overlap, range, hole, judge);
         if let Some(prepared) = write.prepare(&affected, &modify.layout, None)? {

@@ -55,7 +55,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     ///
     /// # Errors
     /// As `mmap`, and EINVAL: an unaligned offset, GROWSDOWN. EACCES: not opened
-    /// for reading; SHARED and writable, and not opened for writing. EPERM:
+    /// for reading; SHARED and writable, and not opened for writing. ENODEV: what
+    /// cannot be mapped. EPERM:
     /// likewise, of a file sealed against writing. EOVERFLOW: an offset that is
     /// too large. EOPNOTSUPP: SHARED_VALIDATE with unknown flags.
     pub fn mmap_file(
@@ -278,6 +279,9 @@ fn judge_file(vm: VmaFlags, flags: MapFlags, file: &File, pgoff: u64, len: usize
     }
     if !file.readable() {
         return Err(Errno::EACCES);
+    }
+    if !file.mappable() {
+        return Err(Errno::ENODEV);
     }
     if vm.contains(VmaFlags::GROWSDOWN) {
         return Err(Errno::EINVAL);

@@ -229,6 +229,18 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         self.core.set_map_count_max(max);
     }
 
+    /// Lets one fault in private anonymous memory make up to `pages` pages
+    /// present: those from the faulting one to the end of its aligned block of
+    /// so many, within its mapping. Stored-to pages beside it are then not seen
+    /// by a fault of their own. 1, as at first, is what Linux does.
+    ///
+    /// # Panics
+    /// If `pages` is not a power of two.
+    pub fn set_fault_around(&self, pages: usize) {
+        assert!(pages.is_power_of_two(), "fault-around of {pages} pages");
+        self.core.set_fault_around(pages);
+    }
+
     /// Loads `buf.len()` bytes from `addr`, through faults if need be.
     ///
     /// # Errors

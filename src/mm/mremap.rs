@@ -38,7 +38,7 @@ struct Remap {
 
 impl Remap {
     /// The caller says where to (`vrm_implies_new_addr`).
-    fn to_new_addr(&self) -> bool {
+    fn implies_new_addr(&self) -> bool {
         self.flags.intersects(RemapFlags::FIXED | RemapFlags::DONTUNMAP)
     }
 
@@ -102,7 +102,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if !RemapFlags::all().contains(flags) || !VirtAddr(addr).is_page_aligned() || new_len == 0 || new_len > top {
             return Err(Errno::EINVAL);
         }
-        if remap.to_new_addr() {
+        if remap.implies_new_addr() {
             let lens_differ = if self.core().kernel().moves_several() { old_len != new_len } else { raw_lens_differ };
             if new_addr > top - new_len
                 || !VirtAddr(new_addr).is_page_aligned()
@@ -120,7 +120,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let short = if kernel.remap_always_needs_room() {
             count + 4 + usize::from(flags.contains(RemapFlags::DONTUNMAP)) > max
         } else {
-            remap.to_new_addr() && count + 2 >= max.saturating_sub(3)
+            remap.implies_new_addr() && count + 2 >= max.saturating_sub(3)
         };
         if short { Err(Errno::ENOMEM) } else { Ok(()) }
     }
@@ -136,7 +136,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             self.unmap_within(&mut write, PageRange::sized(VirtAddr(remap.new_addr), remap.new_len))?;
         }
         let vma = self.check_source(&write, &remap)?;
-        let mut remapped = if remap.to_new_addr() {
+        let mut remapped = if remap.implies_new_addr() {
             self.mremap_to(&mut write, remap)?.into()
         } else if remap.old_len == remap.new_len {
             remap.addr.into()
@@ -196,7 +196,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if vma.flags.contains(VmaFlags::SEALED) {
             return Err(Errno::EPERM);
         }
-        if !remap.to_new_addr() && remap.new_len <= remap.old_len {
+        if !remap.implies_new_addr() && remap.new_len <= remap.old_len {
             return Ok(vma);
         }
         if remap.old_len == 0 && !vma.flags.intersects(VmaFlags::SHARED | VmaFlags::MAYSHARE) {
@@ -289,7 +289,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let fixed = remap.flags.contains(RemapFlags::FIXED);
         let pgoff = vma.pgoff + ((remap.addr - vma.range.start().get()) >> PAGE_SHIFT) as u64;
         let wanted = Wanted {
-            addr: if remap.to_new_addr() { remap.new_addr } else { 0 },
+            addr: if remap.implies_new_addr() { remap.new_addr } else { 0 },
             len: remap.new_len,
             flags: if fixed { MapFlags::FIXED } else { MapFlags::empty() },
             offset: (pgoff << PAGE_SHIFT) as usize,

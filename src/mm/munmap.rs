@@ -12,6 +12,9 @@ use crate::rcu;
 use crate::vma::plan::Layout;
 use nix::errno::Errno;
 
+/// What is ready to be unmapped, and where pages may be.
+type Unmapping<'w, S> = (Prepared<'w, S>, Option<Touched>);
+
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `munmap(2)`: removes every mapping in the range, cutting those that
     /// reach out of it. A range with nothing in it is no error.
@@ -109,7 +112,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         write: &mut MmapWrite<'w, S>,
         range: PageRange,
         kill: Option<&Kill>,
-    ) -> Result<Option<(Prepared<'w, S>, Option<Touched>)>, Errno> {
+    ) -> Result<Option<Unmapping<'w, S>>, Errno> {
         let (affected, overlap) = write.affected(range);
         if overlap.is_empty() {
             return Ok(None);

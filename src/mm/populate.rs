@@ -32,7 +32,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// passed over (`__mm_populate`).
     pub(super) fn mm_populate(&self, range: PageRange, ignore_errors: bool) -> Result<(), Signal> {
         let mut at = range.start();
-        while let Some(vma) = self.segment_from(at).filter(|vma| vma.range.start() < range.end()) {
+        while at < range.end()
+            && let Some(vma) = self.segment_from(at).filter(|vma| vma.range.start() < range.end())
+        {
             let part = vma.range.intersect(range);
             let part = PageRange::new(part.start().max(at), part.end());
             let result = self.populate_vma(&vma, part);

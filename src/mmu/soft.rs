@@ -201,6 +201,16 @@ impl Mmu for SoftMmu {
         Ok(Installed::New)
     }
 
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
+        for (done, page) in run.iter_pages().enumerate() {
+            let special = self.state(page).load(Ordering::Relaxed) & GUARDED != 0;
+            if special || self.install(page, Content::Zero, writable, for_write)? == Installed::Exists {
+                return Ok(done);
+            }
+        }
+        Ok(run.pages())
+    }
+
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         if self.state(page).load(Ordering::Relaxed) & HIDDEN == 0 {
             return Ok(false);
@@ -289,8 +299,9 @@ impl Mmu for SoftMmu {
         Ok(())
     }
 
-    fn forget_file(&self, _: FilePage<'_>, _: u64) {
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
         // Pages hold nothing of their own.
+        file.inode.store().punch(file.index << PAGE_SHIFT, pages << PAGE_SHIFT)
     }
 
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {

@@ -135,7 +135,7 @@ pub struct StressConfig {
     pub verify: bool,
     /// `--region`: bytes of each address space. `None`: what the workload needs.
     pub region: Option<u64>,
-    /// `--fault-around`: pages made present by one fault. Only 1 for now.
+    /// `--fault-around`: pages made present by one fault: a power of two up to 64.
     pub fault_around: u32,
     /// `--adversary`: forced reuse, poison on free, random delays. Only in
     /// builds with the feature `races`.

@@ -27,6 +27,9 @@ use vmalab::stats::{self, Counter, Snapshot, Wait};
 /// hung (O5). Longer than any single round of any workload.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Pages that one fault may make present.
+const FAULT_AROUND_MAX: u32 = 64;
+
 /// Smallest region that is made if none is asked for.
 const REGION_MIN_BYTES: usize = 64 << 20;
 
@@ -84,8 +87,9 @@ impl Checked {
         if config.address_spaces == 0 {
             return usage("--address-spaces must be at least 1".to_owned());
         }
-        if config.fault_around != 1 {
-            return usage(format!("--fault-around {}: only 1 is supported so far", config.fault_around));
+        let around = config.fault_around;
+        if !around.is_power_of_two() || around > FAULT_AROUND_MAX {
+            return usage(format!("--fault-around {around}: a power of two up to {FAULT_AROUND_MAX} is wanted"));
         }
         let mutators = config.mutators.unwrap_or(info.mutators);
         if mutators < info.min_mutators {
@@ -150,12 +154,15 @@ impl Checked {
     fn with_scheme<S: LockScheme>(&self, config: &StressConfig, control: &Control) -> Result<Driven, RunError> {
         let pager = if config.verify { AnyPager::Stamped } else { AnyPager::Zero };
         let (spaces, bytes) = (0..self.plan.address_spaces, self.region_bytes);
+        let around = config.fault_around as usize;
         let faults = |handlers| -> Result<Vec<Faults<S>>, RunError> {
-            spaces.clone().map(|_| Faults::new(bytes, handlers, pager)).collect()
+            let space = |_| Ok(Faults::new(bytes, handlers, pager)?.fault_around(around));
+            spaces.clone().map(space).collect()
         };
         match config.delivery {
             Delivery::Software => {
-                let spaces: Result<Vec<_>, _> = spaces.map(|_| Soft::<S>::new(bytes, pager)).collect();
+                let spaces: Result<Vec<_>, RunError> =
+                    spaces.map(|_| Ok(Soft::<S>::new(bytes, pager)?.fault_around(around))).collect();
                 self.launch::<S, _>(config, spaces?, pager, control)
             }
             Delivery::Sigbus => self.launch::<S, _>(config, faults(None)?, pager, control),

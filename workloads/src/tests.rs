@@ -211,7 +211,7 @@ fn configurations_that_make_no_sense_are_refused() {
     };
     assert!(refused(&|config| config.workload = "nothing".into()).contains("reuse-storm"));
     assert!(refused(&|config| config.threads = 0).contains("--threads"));
-    assert!(refused(&|config| config.fault_around = 16).contains("--fault-around"));
+    assert!(refused(&|config| config.fault_around = 12).contains("--fault-around"));
     assert!(refused(&|config| config.region = Some(4096)).contains("--region"));
     assert!(refused(&|config| config.threads = 100_000).contains("at most"));
     assert!(

@@ -396,6 +396,9 @@ impl Mmu for Stopping {
     fn install(&self, page: VirtAddr, content: Content<'_>, w: bool, for_write: bool) -> Result<Installed, MmuError> {
         self.soft.install(page, content, w, for_write)
     }
+    fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
+        self.soft.install_run(run, writable, for_write)
+    }
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         self.soft.unhide(page, writable)
     }
@@ -435,8 +438,8 @@ impl Mmu for Stopping {
     fn sync_file(&self, range: PageRange, file: FilePage<'_>) -> Result<(), Errno> {
         self.soft.sync_file(range, file)
     }
-    fn forget_file(&self, file: FilePage<'_>, pages: u64) {
-        self.soft.forget_file(file, pages);
+    fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        self.soft.punch_file(file, pages)
     }
     fn shmem(&self, bytes: u64) -> Result<Box<dyn Store>, Errno> {
         self.soft.shmem(bytes)

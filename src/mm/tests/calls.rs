@@ -24,6 +24,7 @@ for_each_scheme!(
     populate,
     listing_reads_like_proc,
     a_stack_grows,
+    one_fault_brings_its_neighbours,
     objects_return_to_the_slab,
 );
 
@@ -356,4 +357,43 @@ fn a_stack_grows<S: LockScheme>() {
     mm.munmap(page(lowest), (pages - 4 - lowest) * PAGE_SIZE).unwrap();
     assert_eq!(load(&mm, page(pages - 5)), Err(Signal::MapErr));
     mm.validate();
+}
+
+fn one_fault_brings_its_neighbours<S: LockScheme>() {
+    for pager in [AnyPager::Zero, AnyPager::Stamped] {
+        let mm: SoftMm<S> = Mm::new(SoftMmu::new(64 * PAGE_SIZE).unwrap(), pager);
+        mm.set_fault_around(16);
+        let populated = || -> Vec<(usize, usize)> {
+            let n = |addr: VirtAddr| (addr - BASE) / PAGE_SIZE;
+            let mut pages: Vec<(usize, usize)> = Vec::new();
+            for run in mm.populated(mm.range()) {
+                match pages.last_mut().filter(|last| last.1 == n(run.start())) {
+                    Some(last) => last.1 = n(run.end()),
+                    None => pages.push((n(run.start()), n(run.end()))),
+                }
+            }
+            pages
+        };
+        mm.mmap(page(2), 38 * PAGE_SIZE, RW, FIXED).unwrap();
+        // From the faulting page to the end of its block.
+        store(&mm, page(3) + VALUE, 7).unwrap();
+        assert_eq!(populated(), [(3, 16)]);
+        // What is there already ends it, and is kept.
+        assert_eq!(load(&mm, page(2) + VALUE), Ok(0));
+        assert_eq!((load(&mm, page(3) + VALUE), populated()), (Ok(7), vec![(2, 16)]));
+        // So does a guard, and the end of the mapping.
+        mm.madvise(page(20), PAGE_SIZE, 102).unwrap();
+        load(&mm, page(17)).unwrap();
+        assert_eq!(load(&mm, page(20)), Err(Signal::MapErr));
+        load(&mm, page(34)).unwrap();
+        assert_eq!(populated(), [(2, 16), (17, 20), (34, 40)]);
+        // Contents out of sight are not lost.
+        store(&mm, page(18) + VALUE, 9).unwrap();
+        mm.mprotect(page(18), PAGE_SIZE, Prot::NONE).unwrap();
+        mm.mprotect(page(18), PAGE_SIZE, RW).unwrap();
+        mm.madvise(page(16), 2 * PAGE_SIZE, 4).unwrap();
+        load(&mm, page(16)).unwrap();
+        assert_eq!(load(&mm, page(18) + VALUE), Ok(9));
+        mm.validate();
+    }
 }

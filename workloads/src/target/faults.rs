@@ -23,6 +23,12 @@ pub(crate) struct Faults<S: LockScheme> {
 }
 
 impl<S: LockScheme> Faults<S> {
+    /// The same with so many pages made present by each fault.
+    pub(crate) fn fault_around(self, pages: usize) -> Self {
+        self.space.set_fault_around(pages);
+        self
+    }
+
     /// An empty one. `handlers`: threads of `queue` delivery; `None`: `sigbus`.
     pub(crate) fn new(bytes: usize, handlers: Option<usize>, pager: AnyPager) -> Result<Faults<S>, RunError> {
         let delivery = match handlers {

@@ -17,6 +17,12 @@ use vmalab::pager::{AnyPager, Stamp};
 pub(crate) struct Soft<S: LockScheme>(Mm<S, SoftMmu, AnyPager>);
 
 impl<S: LockScheme> Soft<S> {
+    /// The same with so many pages made present by each fault.
+    pub(crate) fn fault_around(self, pages: usize) -> Self {
+        self.0.set_fault_around(pages);
+        self
+    }
+
     /// An empty one.
     pub(crate) fn new(bytes: usize, pager: AnyPager) -> Result<Soft<S>, RunError> {
         Soft::at(soft::BASE, bytes, pager)
