@@ -120,9 +120,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         // Before the lock: it takes memory and descriptors. Wasted if the call fails.
         let shared = flags.bits() & 0x0f == MapFlags::SHARED.bits();
-        let shmem = if file.is_none() && shared && !flags.contains(MapFlags::GROWSDOWN) {
+        let wanted = file.is_none() && shared && !flags.contains(MapFlags::GROWSDOWN) && len <= self.range().bytes();
+        let shmem = if wanted {
             let store = self.mmu().shmem(len as u64)?;
-            Some(File::open(Inode::new(store, len as u64), true, true))
+            Some(File::open(Inode::try_new(store, len as u64).ok_or(Errno::ENOMEM)?, true, true))
         } else {
             None
         };
