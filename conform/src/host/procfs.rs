@@ -86,8 +86,6 @@ impl Procfs {
         const PRESENT: u64 = 1 << 63;
         const SWAP: u64 = 1 << 62;
         const GUARD: u64 = 1 << 58;
-        // A guard is a marker that looks like a page in swap.
-        const GUARD: u64 = 1 << 58;
         const FILE_OR_SHARED: u64 = 1 << 61;
         let want = pages * size_of::<u64>();
         let at = (window / PAGE * size_of::<u64>()) as i64;
