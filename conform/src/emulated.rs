@@ -27,7 +27,7 @@ pub fn supports(op: &Op) -> bool {
     const HUGETLB: u32 = 0x4_0000;
     const COLLAPSE: i32 = 25;
     match *op {
-        Op::Mmap { flags, file, .. } => flags & HUGETLB == 0 && file != Slot::Directory,
+        Op::Mmap { flags, .. } => flags & HUGETLB == 0,
         Op::Madvise { advice, .. } => advice != COLLAPSE,
         _ => !known(op),
     }
@@ -193,6 +193,7 @@ struct Files {
     read_only: Arc<File>,
     write_only: Arc<File>,
     sealed: Arc<File>,
+    directory: Arc<File>,
 }
 
 impl Files {
@@ -202,7 +203,8 @@ impl Files {
             read_write: File::open(plain.clone(), true, true),
             read_only: File::open(plain.clone(), true, false),
             write_only: File::open(plain, false, true),
-            sealed: File::open_sealed(sealed),
+            sealed: File::open_sealed(sealed.clone()),
+            directory: File::open_unmappable(sealed),
         }
     }
 
@@ -213,10 +215,11 @@ impl Files {
         Inode::new(Box::new(store), 16 * PAGE as u64)
     }
 
-    /// What the slot names; a directory, or no file, is none.
+    /// What the slot names.
     fn get(&self, slot: Slot) -> Option<&Arc<File>> {
         match slot {
-            Slot::NoFile | Slot::Directory => None,
+            Slot::NoFile => None,
+            Slot::Directory => Some(&self.directory),
             Slot::ReadWrite => Some(&self.read_write),
             Slot::ReadOnly => Some(&self.read_only),
             Slot::WriteOnly => Some(&self.write_only),
