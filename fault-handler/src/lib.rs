@@ -24,6 +24,7 @@ mod hidden;
 pub mod mmu;
 mod presence;
 pub mod queue;
+mod ready;
 pub mod region;
 pub mod registry;
 pub mod sigbus;

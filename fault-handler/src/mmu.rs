@@ -32,6 +32,7 @@ mod transfer;
 use crate::access;
 use crate::cache;
 use crate::file::FdStore;
+use crate::ready::Pool;
 use crate::region::{Notify, Region, Retry, drop_pages};
 use crate::uffd::{Privilege, UffdError, feature};
 use nix::errno::Errno;
@@ -53,6 +54,8 @@ static ZERO_RUN: [PageBuf; RUN_MAX] = [const { PageBuf::zeroed() }; RUN_MAX];
 /// See the module's documentation.
 pub struct UffdMmu {
     region: Arc<Region>,
+    /// Zeroed pages that need only be moved.
+    ready: Option<Pool>,
     /// UFFDIO_MOVE is there (Linux 6.8). Without it hiding copies page by page.
     moves: AtomicBool,
 }
@@ -70,7 +73,21 @@ impl UffdMmu {
         let region = Arc::new(Region::new(bytes, notify, privilege)?);
         let both = region.uffd().features() & region.twin_uffd().features();
         cache::enlist(&region);
-        Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), region })
+        Ok(UffdMmu { moves: AtomicBool::new(both & feature::MOVE != 0), ready: None, region })
+    }
+
+    /// Keeps `pages` zeroed pages ready for fault-around of stores, and a thread
+    /// that makes new ones. To be called before the first fault.
+    ///
+    /// # Errors
+    /// The host's: no memory, no thread. ENOSYS: it cannot move pages (before
+    /// Linux 6.8).
+    pub fn keep_ready(&mut self, pages: usize) -> Result<(), Errno> {
+        if !self.moves() {
+            return Err(Errno::ENOSYS);
+        }
+        self.ready = Some(Pool::new(pages)?);
+        Ok(())
     }
 
     /// The memory below.
@@ -247,9 +264,15 @@ impl Mmu for UffdMmu {
         if bytes == 0 {
             return Ok(0);
         }
+        let poisoned = self.region.is_poisoned();
+        if let Some(ready) = self.ready.as_ref().filter(|_| writable && for_write && !poisoned)
+            && let Some(pages) = ready.move_to(uffd, PageRange::sized(run.start(), bytes))
+        {
+            return Ok(pages);
+        }
         let mut retry = Retry::new();
         loop {
-            let result = if writable && !for_write && !self.region.is_poisoned() {
+            let result = if writable && !for_write && !poisoned {
                 uffd.zero_pages(PageRange::sized(run.start(), bytes))
             } else {
                 // SAFETY: static pages of zeros, RUN_MAX of them.

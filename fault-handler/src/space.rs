@@ -42,6 +42,8 @@ pub enum Error {
     Threads(std::io::Error),
     /// The mappings could not be inherited.
     Fork(Errno),
+    /// Ready pages could not be had.
+    Ready(Errno),
 }
 
 impl fmt::Display for Error {
@@ -51,6 +53,10 @@ impl fmt::Display for Error {
             Error::TableFull(error) => error.fmt(f),
             Error::Handlers(errno) => write!(f, "cannot install the SIGBUS handler: {errno}"),
             Error::Fork(errno) => write!(f, "cannot fork the address space: {errno}"),
+            Error::Ready(errno) => write!(
+                f,
+                "cannot keep pages ready ({errno}): ask for fewer; Linux 6.8 is needed (UFFDIO_MOVE), and a thread"
+            ),
             Error::Threads(error) => {
                 write!(
                     f,
@@ -66,7 +72,7 @@ impl std::error::Error for Error {
         match self {
             Error::Region(error) => Some(error),
             Error::TableFull(error) => Some(error),
-            Error::Handlers(errno) | Error::Fork(errno) => Some(errno),
+            Error::Handlers(errno) | Error::Fork(errno) | Error::Ready(errno) => Some(errno),
             Error::Threads(error) => Some(error),
         }
     }
@@ -101,6 +107,7 @@ struct Recipe {
     bytes: usize,
     delivery: Delivery,
     kernel_faults: bool,
+    ready_pages: usize,
 }
 
 /// What an [`AddressSpace`] is made from.
@@ -109,6 +116,7 @@ pub struct Builder<S, P = AnyPager> {
     bytes: usize,
     delivery: Delivery,
     kernel_faults: bool,
+    ready_pages: usize,
     pager: P,
     _scheme: PhantomData<fn() -> S>,
 }
@@ -120,6 +128,7 @@ impl<S: LockScheme> AddressSpace<S> {
             bytes: 1 << 30,
             delivery: Delivery::Sigbus,
             kernel_faults: false,
+            ready_pages: 0,
             pager: AnyPager::Zero,
             _scheme: PhantomData,
         }
@@ -147,10 +156,18 @@ impl<S: LockScheme, P: Pager> Builder<S, P> {
         self
     }
 
+    /// Keeps so many zeroed pages ready, and a thread that makes new ones: stores
+    /// under fault-around ([`Mm::set_fault_around`]) then need not wait for pages
+    /// to be cleared. 0, as at first: none.
+    pub fn ready_pages(mut self, pages: usize) -> Self {
+        self.ready_pages = pages;
+        self
+    }
+
     /// Where pages come from.
     pub fn pager<Q: Pager>(self, pager: Q) -> Builder<S, Q> {
-        let Builder { bytes, delivery, kernel_faults, pager: _, _scheme } = self;
-        Builder { bytes, delivery, kernel_faults, pager, _scheme }
+        let Builder { bytes, delivery, kernel_faults, ready_pages, pager: _, _scheme } = self;
+        Builder { bytes, delivery, kernel_faults, ready_pages, pager, _scheme }
     }
 
     /// Makes the address space.
@@ -160,9 +177,10 @@ impl<S: LockScheme, P: Pager> Builder<S, P> {
     pub fn build(self) -> Result<AddressSpace<S, P>, Error> {
         vmalab::stats::set_clock(monotonic_ns);
         sigbus::install().map_err(Error::Handlers)?;
-        let recipe = Recipe { bytes: self.bytes, delivery: self.delivery, kernel_faults: self.kernel_faults };
+        let Builder { bytes, delivery, kernel_faults, ready_pages, pager, .. } = self;
+        let recipe = Recipe { bytes, delivery, kernel_faults, ready_pages };
         let mmu = recipe.mmu()?;
-        AddressSpace::around(Mm::new(mmu, self.pager), recipe)
+        AddressSpace::around(Mm::new(mmu, pager), recipe)
     }
 }
 
@@ -175,7 +193,11 @@ impl Recipe {
             Delivery::Queue { .. } if self.kernel_faults => (Notify::Queue, Privilege::Kernel),
             Delivery::Queue { .. } => (Notify::Queue, Privilege::User),
         };
-        Ok(UffdMmu::new(self.bytes, notify, privilege)?)
+        let mut mmu = UffdMmu::new(self.bytes, notify, privilege)?;
+        if self.ready_pages > 0 {
+            mmu.keep_ready(self.ready_pages).map_err(Error::Ready)?;
+        }
+        Ok(mmu)
     }
 }
 
