@@ -23,6 +23,7 @@
 use crate::addr::PAGE_SIZE;
 use crate::sync::plain::AtomicU64;
 use nix::errno::Errno;
+use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -71,9 +72,17 @@ pub struct Inode {
 impl Inode {
     /// A file of at most `bytes_max` bytes that can be mapped (8 bytes of
     /// memory for each page of them).
+    ///
+    /// # Panics
+    /// If there is no memory for that.
     pub fn new(store: Box<dyn Store>, bytes_max: u64) -> Arc<Inode> {
-        let pages = usize::try_from(bytes_max.div_ceil(PAGE_SIZE as u64)).expect("a file that fits the address space");
-        Arc::new(Inode { store, slots: (0..pages).map(|_| AtomicU64::new(0)).collect() })
+        Inode::try_new(store, bytes_max).expect("memory for a file's slots")
+    }
+
+    /// The same, or `None` if there is no memory for it.
+    pub fn try_new(store: Box<dyn Store>, bytes_max: u64) -> Option<Arc<Inode>> {
+        let pages = usize::try_from(bytes_max.div_ceil(PAGE_SIZE as u64)).ok()?;
+        Some(Arc::new(Inode { store, slots: zeroed_slots(pages)? }))
     }
 
     /// The bytes.
@@ -93,6 +102,20 @@ impl Inode {
     pub fn slot(&self, index: u64) -> &AtomicU64 {
         &self.slots[index as usize]
     }
+}
+
+/// Slots that the host provides as they are touched: most pages of a large file
+/// are never mapped.
+fn zeroed_slots(pages: usize) -> Option<Box<[AtomicU64]>> {
+    if pages == 0 {
+        return Some(Box::default());
+    }
+    let layout = Layout::array::<AtomicU64>(pages).ok()?;
+    // SAFETY: the layout is not empty.
+    let start = NonNull::new(unsafe { alloc_zeroed(layout) })?.cast::<AtomicU64>();
+    let slots = NonNull::slice_from_raw_parts(start, pages);
+    // SAFETY: allocated with the layout of such a box, and zero is a value.
+    Some(unsafe { Box::from_raw(slots.as_ptr()) })
 }
 
 impl fmt::Debug for Inode {

@@ -100,8 +100,14 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         for (place, vma) in affected.iter().enumerate().take(overlap.start) {
             layout.keep(place, vma.segment());
         }
-        // Only the VMA before it takes it in (`just_expand`).
-        layout.extend(Segment::unfaulted(range, flags));
+        // Only the VMA before it takes it in, if it is the heap's (`just_expand`).
+        let start = core.usage.start_brk.load(Ordering::Relaxed) as usize;
+        let heap_before = affected[..overlap.start].last().is_some_and(|vma| vma.segment().range.end().get() > start);
+        if heap_before {
+            layout.extend(Segment::unfaulted(range, flags));
+        } else {
+            layout.add(Segment::unfaulted(range, flags));
+        }
         for (place, vma) in affected.iter().enumerate().skip(overlap.start) {
             layout.keep(place, vma.segment());
         }

@@ -120,9 +120,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         // Before the lock: it takes memory and descriptors. Wasted if the call fails.
         let shared = flags.bits() & 0x0f == MapFlags::SHARED.bits();
-        let shmem = if file.is_none() && shared && !flags.contains(MapFlags::GROWSDOWN) {
+        let wanted = file.is_none() && shared && !flags.contains(MapFlags::GROWSDOWN) && len <= self.range().bytes();
+        let shmem = if wanted {
             let store = self.mmu().shmem(len as u64)?;
-            Some(File::open(Inode::new(store, len as u64), true, true))
+            Some(File::open(Inode::try_new(store, len as u64).ok_or(Errno::ENOMEM)?, true, true))
         } else {
             None
         };
@@ -176,6 +177,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let replaced = affected[overlap.clone()].iter().map(|vma| vma.segment().part(range).range.pages() as u64);
         let more = (range.pages() as u64).wrapping_sub(replaced.sum());
         if !self.core().may_expand_vm(segment.flags, more) {
+            // What was split to be unmapped stays split.
+            self.split(write, &affected, overlap, &[range.start(), range.end()]);
             return Err(Errno::ENOMEM);
         }
         segment.flags = segment.flags.accounted();
@@ -218,35 +221,42 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         affected: &Affected<'m, S>,
         overlap: &Range<usize>,
     ) -> Result<(), Errno> {
-        let mut split = None;
-        for place in overlap.clone() {
-            let old = affected[place].segment();
+        for (n, vma) in affected[overlap.clone()].iter().enumerate() {
+            let old = vma.segment();
             let head = old.range.start() < range.start();
             if head && old.range.end() > range.end() && self.core().map_count() >= self.core().map_count_max() {
                 return Err(Errno::ENOMEM);
             }
             if old.flags.contains(VmaFlags::SEALED) {
-                // What was split on the way here stays split.
-                if let Some(place) = split {
-                    self.split(write, affected, place, range.start());
+                if n > 0 {
+                    // What was split on the way here stays split.
+                    self.split(write, affected, overlap.clone(), &[range.start()]);
                 }
                 return Err(Errno::EPERM);
-            }
-            if head {
-                split = Some(place);
             }
         }
         Ok(())
     }
 
-    /// Splits VMA number `at_place` at `addr`; the two would merge, but do not.
-    fn split<'m>(&self, write: &mut MmapWrite<'m, S>, affected: &Affected<'m, S>, at_place: usize, addr: VirtAddr) {
+    /// Splits the VMAs numbered `which` at `cuts`, in ascending order; the parts
+    /// would merge, but do not.
+    fn split<'m>(
+        &self,
+        write: &mut MmapWrite<'m, S>,
+        affected: &Affected<'m, S>,
+        which: Range<usize>,
+        cuts: &[VirtAddr],
+    ) {
         let mut layout = Layout::new();
         for (place, vma) in affected.iter().enumerate() {
-            let old = vma.segment();
-            let cut = if place == at_place { addr } else { old.range.start() };
-            layout.keep(place, old.part(before(cut)));
-            layout.keep(place, old.part(from(cut)));
+            let mut rest = vma.segment();
+            for &cut in cuts.iter().filter(|_| which.contains(&place)) {
+                if rest.range.start() < cut && cut < rest.range.end() {
+                    layout.keep(place, rest.part(before(cut)));
+                    rest = rest.part(from(cut));
+                }
+            }
+            layout.keep(place, rest);
         }
         // Without memory it is not split; nobody is told.
         if let Ok(Some(prepared)) = write.prepare(affected, &layout, None) {

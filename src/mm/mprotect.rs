@@ -10,6 +10,7 @@ use crate::pager::Pager;
 use crate::rcu;
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
+use smallvec::SmallVec;
 
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `mprotect(2)`: splits and merges mappings as needed. When it has
@@ -46,7 +47,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let range = self.grown_range(&write, range, prot)?;
         let (affected, overlap) = write.affected(range);
         self.settle_anon_vmas(&write, &affected);
-        let judge = |old: &Segment, piece| self.judge(old, piece, prot);
+        let mut locked: SmallVec<[PageRange; 2]> = SmallVec::new();
+        let judge = |old: &Segment, piece| {
+            let flags = self.judge(old, piece, prot)?;
+            let relevant = VmaFlags::WRITE | VmaFlags::SHARED | VmaFlags::LOCKED;
+            if old.flags & relevant == VmaFlags::LOCKED && flags.contains(VmaFlags::WRITE) {
+                locked.push(piece);
+            }
+            Ok(flags)
+        };
         let (modify, stopped) = Modify::lay_out(self.core(), &affected, overlap, range, Some(Errno::ENOMEM), judge);
         if let Some(prepared) = write.prepare(&affected, &modify.layout, None)? {
             // Faults are drained from every VMA that changes, and kept out
@@ -54,6 +63,12 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             // old protection after this (I9, R26).
             self.change_protection(&modify.changes, |range| prepared.touched_in(range))?;
             drop(write.commit(prepared));
+        }
+        drop(write);
+        // Locked private memory that becomes writable has its pages to itself at
+        // once, so that no store to it has to wait.
+        for range in locked {
+            let _ = self.mm_populate(range, true);
         }
         stopped
     }

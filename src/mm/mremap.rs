@@ -202,10 +202,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if remap.old_len == 0 && !vma.flags.intersects(VmaFlags::SHARED | VmaFlags::MAYSHARE) {
             return Err(Errno::EINVAL);
         }
-        if remap.old_len > vma.range.end().get() - remap.addr {
+        // (What a shrinking move cuts off may reach further: it goes first.)
+        if remap.old_len.min(remap.new_len) > vma.range.end().get() - remap.addr {
             return Err(Errno::EFAULT);
         }
-        if remap.new_len == remap.old_len {
+        if remap.new_len <= remap.old_len {
             return Ok(vma);
         }
         let pgoff = vma.pgoff + ((remap.addr - vma.range.start().get()) >> PAGE_SHIFT) as u64;
