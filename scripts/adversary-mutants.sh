@@ -2,6 +2,7 @@
 # Whether the adversary notices: runs stress with one check left out after the other, and says how long it took to be
 # caught. Exit 1 if one was not. Usage: scripts/adversary-mutants.sh [SECONDS] [MUTANT...]   (default 60 seconds each)
 # VMALAB=... the command; without it one is built with the feature `races`. SEED=N (default 1).
+# CONTROL=1: the same without the adversary, to show what it adds; nothing has to be caught then.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-60}
@@ -25,6 +26,9 @@ ZapBeforeDrain rcu,typesafe,refcount reuse-storm
 InstallAfterUnlock mmap,rcu,typesafe,refcount reuse-storm
 ZapAfterUnlock mmap,rcu,typesafe,refcount app-start --mutators 1'
 
+adversary=(--adversary)
+if [[ ${CONTROL:-0} == 1 ]]; then adversary=(); fi
+
 now_ms() { date +%s%3N; }
 
 missed=0
@@ -34,7 +38,7 @@ while read -r mutant locks workload; do
     status=0
     started=$(now_ms)
     # shellcheck disable=SC2086 # words of options
-    said=$(timeout $((seconds + 60)) "$VMALAB" stress $workload --lock "$lock" --mutant "$mutant" --adversary --verify --seed "${SEED:-1}" \
+    said=$(timeout $((seconds + 60)) "$VMALAB" stress $workload --lock "$lock" --mutant "$mutant" "${adversary[@]}" --verify --seed "${SEED:-1}" \
       --warmup 0 --duration "$seconds" 2>&1 >/dev/null) || status=$?
     took=$(($(now_ms) - started))
     case $status in
@@ -45,4 +49,4 @@ while read -r mutant locks workload; do
       "$(head -n 1 <<<"$said" | cut -c 1-110)"
   done
 done <<<"$table"
-exit "$missed"
+[[ ${CONTROL:-0} == 1 ]] || exit "$missed"
