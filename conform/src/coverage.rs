@@ -114,6 +114,11 @@ pub const EXCLUSIONS: &[(&str, &str)] = &[
         "the host wants a page free before the next mapping; the region has an end",
     ),
     (
+        "RLIMIT_DATA and brk in one sequence",
+        "the limit also bounds the heap by itself, and the host's child needs a higher one for what it has beside the \
+         window",
+    ),
+    (
         "mlockall(MCL_CURRENT) without CAP_IPC_LOCK",
         "the mappings that fill the host's address space are over any limit; tried with CAP_IPC_LOCK",
     ),

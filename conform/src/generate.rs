@@ -144,6 +144,10 @@ impl Maker<'_> {
         unreachable!("the weights sum to the total")
     }
 
+    fn has_brk(&self) -> bool {
+        self.weights.iter().any(|&(call, weight)| call == Call::Brk && weight > 0)
+    }
+
     fn chance(&mut self, percent: u32) -> bool {
         self.rng.random_ratio(percent, 100)
     }
@@ -351,8 +355,10 @@ impl Maker<'_> {
             Call::Munlockall => Op::Munlockall,
             Call::Fork => Op::Fork,
             Call::Brk => Op::Brk { to: self.break_place() },
+            // RLIMIT_DATA also bounds the heap by itself, where what the host's
+            // child has beside the window does not count.
             Call::SetLimit => Op::SetLimit {
-                what: *pick(self.rng, &[Limit::AddressSpace, Limit::Data, Limit::Memlock]),
+                what: *pick(self.rng, &[Limit::AddressSpace, Limit::Memlock, Limit::Data][..if self.has_brk() { 2 } else { 3 }]),
                 pages: *pick(self.rng, &[0, 1, 4, 16, 40, 64, 1 << 30]),
             },
             Call::Load | Call::Store => self.access(call),
@@ -385,7 +391,7 @@ impl Maker<'_> {
 
     fn break_place(&mut self) -> At {
         match self.rng.random_range(0..20) {
-            0 => *pick(self.rng, &[abs(0), abs(1), top(0), top(4096)]),
+            0 => *pick(self.rng, &[abs(0), abs(1), top(1), top(4096)]),
             1 => win(self.place.brk_start() - 1),
             2..6 => win(self.page() * PAGE),
             _ => win(self.place.brk_start() + self.rng.random_range(0..10) * PAGE + self.misalignment()),

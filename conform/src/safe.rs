@@ -14,7 +14,8 @@ const HUGE: usize = 1 << 47;
 /// A length so long that with any window it wraps.
 const WRAPS: usize = usize::MAX - (1 << 46);
 const FIXED: u32 = 0x10 | 0x10_0000;
-const MREMAP_FIXED: u32 = 2;
+/// MREMAP_FIXED and MREMAP_DONTUNMAP: the new address is looked at.
+const MREMAP_TO: u32 = 2 | 4;
 
 /// Whether the step may run.
 pub fn is_safe(op: &Op, place: Place) -> bool {
@@ -38,7 +39,7 @@ pub fn is_safe(op: &Op, place: Place) -> bool {
         },
         Op::Munmap { addr, len } => inside(addr, len, bytes) || beyond(addr, len),
         Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
-            let target = flags & MREMAP_FIXED == 0 || inside(new_addr, new_len, bytes) || beyond(new_addr, new_len);
+            let target = flags & MREMAP_TO == 0 || inside(new_addr, new_len, bytes) || beyond(new_addr, new_len);
             let hint = new_addr.base != Base::Abs || new_addr.offset as usize <= PAGE;
             inside(addr, old_len, bytes) && target && hint
         }
@@ -55,7 +56,7 @@ pub fn is_safe(op: &Op, place: Place) -> bool {
         Op::Brk { to } => match to.base {
             // What the end of the region means to the last page differs.
             Base::Window => (0..=(bytes - 2 * PAGE) as i64).contains(&to.offset),
-            Base::Top => to.offset >= 0,
+            Base::Top => to.offset > 0,
             Base::Abs => (to.offset as usize) <= PAGE,
         },
         Op::Load { addr } | Op::Store { addr, .. } => access_inside(addr, 8, bytes),

@@ -112,11 +112,10 @@ impl Host {
     /// [`HostError`].
     pub fn new(place: Place) -> Result<Host, HostError> {
         let files = Files::new()?;
-        let window = reserve_window(place)?;
+        let reservation = Reservation::new(place)?;
         // SAFETY: the zygote only makes system calls and touches memory of its own.
-        let zygote = unsafe { Remote::fork(|shared, ends| zygote::main(shared, &files, place, window, ends)) };
-        // SAFETY: our own reservation.
-        unsafe { libc::munmap(window as *mut _, place.bytes()) };
+        let zygote = unsafe { Remote::fork(|shared, ends| zygote::main(shared, &files, place, reservation, ends)) };
+        reservation.free();
         let zygote = zygote.map_err(|(call, errno)| HostError::SetUp(call, errno))?;
         let host = Host { place, files, zygote };
         match host.reply()? {
@@ -186,25 +185,37 @@ impl Drop for Files {
     }
 }
 
-/// Reserves a place for the window, aligned to 2 MiB, where the kernel puts
-/// mappings by itself. Freed again by both sides of the fork.
-fn reserve_window(place: Place) -> Result<usize, HostError> {
-    const ALIGN: usize = 2 << 20;
-    let (bytes, flags) = (place.bytes(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    // SAFETY: a new mapping, whose ends are given back at once.
-    unsafe {
-        let at = libc::mmap(std::ptr::null_mut(), bytes + ALIGN, libc::PROT_NONE, flags, -1, 0);
-        if at == libc::MAP_FAILED {
+/// Where the window will be, and what is kept free around it until the zygote
+/// has been forked.
+#[derive(Clone, Copy)]
+struct Reservation {
+    start: usize,
+    bytes: usize,
+    window: usize,
+}
+
+impl Reservation {
+    /// Aligned to 2 MiB, where the kernel puts mappings by itself.
+    ///
+    /// What lies within 2 MiB around it is filled with what cannot be accessed: a
+    /// stack that grows towards memory that can be stops at the guard gap; in
+    /// vmalab it grows to the region's start.
+    fn new(place: Place) -> Result<Reservation, HostError> {
+        const ALIGN: usize = 2 << 20;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let bytes = place.bytes() + 3 * ALIGN;
+        // SAFETY: a new mapping.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
             return Err(HostError::SetUp("mmap", Errno::last()));
         }
-        let start = (at as usize).next_multiple_of(ALIGN);
-        if start > at as usize {
-            libc::munmap(at, start - at as usize);
-        }
-        let end = at as usize + bytes + ALIGN;
-        if end > start + bytes {
-            libc::munmap((start + bytes) as *mut _, end - start - bytes);
-        }
-        Ok(start)
+        let start = start as usize;
+        Ok(Reservation { start, bytes, window: (start + ALIGN).next_multiple_of(ALIGN) })
+    }
+
+    /// Gives it back; each process has its own.
+    fn free(self) {
+        // SAFETY: our own mapping, which nobody has touched.
+        unsafe { libc::munmap(self.start as *mut _, self.bytes) };
     }
 }

@@ -7,7 +7,7 @@
 //! nobody.
 
 use super::procfs::Procfs;
-use super::{Files, access, child};
+use super::{Files, Reservation, access, child};
 use crate::PAGE;
 use crate::op::Place;
 use crate::remote::{Ends, Shared, exit};
@@ -37,17 +37,18 @@ const NOT_CROWDED: i32 = 5;
 /// nowhere to put an allocation: system calls and memory of its own only.
 ///
 /// # Safety
-/// To be called in a fresh fork. `shared` is the shared memory, and `window`
-/// a reservation of the place's size.
-pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, window: usize, ends: Ends) -> ! {
+/// To be called in a fresh fork. `shared` is the shared memory, `reservation`
+/// the place's.
+pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, reservation: Reservation, ends: Ends) -> ! {
     ends.ignore_signals();
     // SAFETY: plain system calls on memory that the fork gave us.
     unsafe {
         access::install();
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
         deepen_stack();
-        libc::munmap(window as *mut _, place.bytes());
     }
+    reservation.free();
+    let window = reservation.window;
     // SAFETY: the parent waits for our answer; children make their own.
     let text: &'static mut [u8] = unsafe { &mut (*shared).text };
     let procfs = Procfs::open(text);
