@@ -23,11 +23,13 @@
 //! | `bare` | memory under userfaultfd and the one ioctl that serves a fault |
 //! | `signal` | the signal handler around that ioctl |
 //! | `queue` | the handler thread around it |
+//! | `foreign` | how busy others kept the machine |
 //! | `lookup` | vmalab's tree: the one floor that is our own |
 
 mod bare;
 mod calls;
 mod crew;
+mod foreign;
 mod lookup;
 mod memory;
 mod queue;
@@ -35,6 +37,7 @@ mod signal;
 
 use bare::Install;
 use crew::{Probe, Spin, run};
+pub use foreign::Foreign;
 pub use hdrhistogram::Histogram;
 use nix::errno::Errno;
 use std::fmt;
@@ -170,13 +173,10 @@ impl Floor {
         format!("{}{pages}{threads}", self.base)
     }
 
-    /// Whether `threads` of it can be measured at all on `cpus` CPUs.
-    pub fn fits(&self, threads: usize, cpus: usize) -> bool {
-        match self.kind {
-            // Handlers need CPUs of their own: measured with one thread only.
-            Kind::Queue(.., Handler::Apart) => threads == 1,
-            _ => threads <= cpus.max(1),
-        }
+    /// Whether it is a floor with so many threads: a handler on a CPU of its
+    /// own is for one thread only.
+    pub fn takes(&self, threads: usize) -> bool {
+        threads == 1 || !matches!(self.kind, Kind::Queue(.., Handler::Apart))
     }
 
     /// Measures it with so many threads for about `budget` (at least two

@@ -27,7 +27,7 @@ fn keys_are_unique_and_hold_those_of_the_contract() {
 fn every_floor_is_measured_or_says_why_not() {
     for floor in Floor::all() {
         for threads in [1, 2] {
-            if !floor.fits(threads, cpus()) {
+            if !floor.takes(threads) {
                 continue;
             }
             match floor.measure(threads, Duration::from_millis(2)) {

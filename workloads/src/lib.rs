@@ -26,8 +26,8 @@ pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, StressConfig, Unknow
 pub use control::{Control, Progress, Stage};
 pub use error::RunError;
 pub use report::{
-    AbortReasons, AdversaryReport, DelaysReport, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport,
-    RcuReport, SlabReport, StressReport, VerifyReport, Violation, VmaLockReport,
+    AbortReasons, AdversaryReport, DelaysReport, Distribution, FaultOutcomes, FloorReport, HostCallsReport,
+    MmapLockReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation, VmaLockReport,
 };
 pub use run::run;
 pub use workload::{WorkloadInfo, find, list};

@@ -220,6 +220,7 @@ impl Checked {
             pages: Some(pages),
             touches: recorder.touches,
             fault_ns: Distribution::of(&recorder.faults),
+            floor: None,
             ops_per_s: per_second(ops.values().sum()),
             ops,
             op_ns: op_ns.collect(),
