@@ -66,10 +66,11 @@ impl Rwsem {
 static CHOSEN: AtomicU8 = AtomicU8::new(Rwsem::Futex as u8);
 
 /// Chooses the algorithm of address spaces made from now on. Call it before
-/// threads are announced.
+/// the threads that use them are announced.
 pub fn set_rwsem(rwsem: Rwsem) {
     // Relaxed: nothing is published with it.
     CHOSEN.store(rwsem as u8, Ordering::Relaxed);
+    prepare_thread();
 }
 
 /// The algorithm chosen last.

@@ -344,6 +344,11 @@ pub struct RunArgs {
     /// Handler threads of '--delivery queue' [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub handlers: Option<u32>,
+    /// Algorithm of the mmap lock: futex (ours), kernel (as Linux's rwsem),
+    /// std or parking_lot [default: futex; 'compare': whichever is best for the
+    /// lock mmap in a short run of each]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "RWSEM")]
+    pub rwsem: Option<RwsemArg>,
     /// Threads that fault
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub threads: u32,
@@ -391,6 +396,19 @@ pub enum BackendArg {
     Emulated,
     /// The host's mmap
     Native,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RwsemArg {
+    /// Ours
+    Futex,
+    /// The kernel's
+    Kernel,
+    /// std's
+    Std,
+    /// parking_lot's
+    #[value(name = "parking_lot", alias = "parking-lot")]
+    ParkingLot,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibrate;
 mod compare;
 mod conform;
 mod doctor;

@@ -154,11 +154,12 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
         add(
             "mmap_lock",
             format!(
-                "read {} ({} waited), write {} ({} waited)",
+                "read {} ({} waited), write {} ({} waited){}",
                 count(mmap_lock.read),
                 waits(mmap_lock.read_wait_ns.as_ref()),
                 count(mmap_lock.write),
-                waits(mmap_lock.write_wait_ns.as_ref())
+                waits(mmap_lock.write_wait_ns.as_ref()),
+                report.rwsem.as_ref().map_or_else(String::new, |rwsem| format!("; rwsem {rwsem}"))
             ),
         );
     }

@@ -159,7 +159,22 @@ fn the_host_has_no_counters_of_ours() {
     for key in ["vma_lock", "mmap_lock", "slab", "host_calls", "verify"] {
         assert_key(&run, key, Value::is_null);
     }
+    assert_key(&run, "rwsem", Value::is_null);
     assert_key(&run, "fault_ns", distribution);
+}
+
+#[test]
+fn every_rwsem_runs() {
+    for rwsem in ["futex", "kernel", "std", "parking_lot"] {
+        for delivery in ["sigbus", "software"] {
+            let args = ["stress", "app-start", "--lock", "mmap", "--rwsem", rwsem, "--delivery", delivery];
+            let out = short(&[&args[..], &["--mutators", "2", "--verify", "--no-floor", "--json", "-"]].concat());
+            assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{rwsem}");
+            let run = out.json();
+            assert_stress(&run);
+            assert_eq!((&run["rwsem"], &run["verify"]["violations"]), (&rwsem.into(), &0.into()));
+        }
+    }
 }
 
 #[test]
@@ -179,6 +194,9 @@ fn compare_alternates_and_pairs() {
     assert_eq!((&report["schema"], &report["command"]), (&1.into(), &"compare".into()));
     assert_eq!((&report["workload"], &report["baseline"]), (&"app-start".into(), &"mmap".into()));
     assert_eq!(report["rounds"], 2);
+    let calibration = report["rwsem_calibration"].as_object().unwrap();
+    let best = calibration.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap())).unwrap().0;
+    assert_eq!((calibration.len(), &report["rwsem"]), (4, &Value::from(best.as_str())));
     let subjects = report["subjects"].as_array().unwrap();
     let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
     assert_eq!(names, ["mmap", "typesafe", "native"]);
@@ -280,7 +298,18 @@ fn ctrl_c_prints_what_there_is() {
 
 #[test]
 fn ctrl_c_ends_a_comparison_with_the_rounds_it_has() {
-    let out = interrupted(&["compare", "app-start", "--duration", "100ms", "--warmup", "0", "--rounds", "900"]);
+    let out = interrupted(&[
+        "compare",
+        "app-start",
+        "--duration",
+        "100ms",
+        "--warmup",
+        "0",
+        "--rounds",
+        "900",
+        "--rwsem",
+        "std",
+    ]);
     assert_eq!((out.status, out.stderr.as_str()), (130, ""));
     assert!(out.stdout.contains("of 900 rounds, partial results"), "{}", out.stdout);
 }

@@ -22,7 +22,7 @@ mod target;
 mod verify;
 mod workload;
 
-pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, StressConfig, UnknownName};
+pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, Rwsem, StressConfig, UnknownName};
 pub use control::{Control, Progress, Stage};
 pub use error::RunError;
 pub use report::{

@@ -253,6 +253,9 @@ pub struct StressReport {
     pub workload: String,
     /// Name of the lock; `"native"` natively.
     pub lock: String,
+    /// The algorithm of the mmap lock.
+    #[serde(default)]
+    pub rwsem: Option<String>,
     /// Name of the backend.
     pub backend: String,
     /// Name of the delivery; `"native"` natively.
