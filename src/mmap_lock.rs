@@ -39,10 +39,9 @@ use crate::sync::plain::{AtomicU8, AtomicU64 as TokenCell, Ordering};
 use crate::sync::{const_fn, thread_locals};
 use futex::Futex;
 use kernel::Kernel;
-use libraries::{Library, Read, Write};
+use libraries::Library;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
 
 /// Algorithms for the [`MmapLock`]; see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +111,6 @@ fn thread_token() -> u64 {
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ReadGuard<'a> {
     lock: &'a MmapLock,
-    held: Read<'a>,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -120,7 +118,6 @@ pub struct ReadGuard<'a> {
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct WriteGuard<'a> {
     lock: &'a MmapLock,
-    held: Write<'a>,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -131,7 +128,7 @@ impl Drop for ReadGuard<'_> {
             State::Futex(lock) => lock.unlock_read(),
             State::Kernel(lock) => lock.unlock_read(),
             // SAFETY: the guard held it for reading.
-            State::Library(lock) => unsafe { lock.unlock_read(self.held.take()) },
+            State::Library(lock) => unsafe { lock.unlock_read() },
         }
     }
 }
@@ -144,7 +141,7 @@ impl Drop for WriteGuard<'_> {
             State::Futex(lock) => lock.unlock_write(),
             State::Kernel(lock) => lock.unlock_write(),
             // SAFETY: the guard held it for writing.
-            State::Library(lock) => unsafe { lock.unlock_write(self.held.take()) },
+            State::Library(lock) => unsafe { lock.unlock_write() },
         }
     }
 }
@@ -153,22 +150,16 @@ impl<'a> WriteGuard<'a> {
     /// Lets readers in and goes on as one of them, without a gap
     /// (`mmap_write_downgrade`).
     pub fn downgrade(self) -> ReadGuard<'a> {
-        let mut given_up = ManuallyDrop::new(self);
-        let lock = given_up.lock;
+        let lock = self.lock;
+        std::mem::forget(self);
         lock.writer.store(0, Ordering::Relaxed);
-        let held = match &lock.state {
-            State::Futex(lock) => {
-                lock.downgrade();
-                None
-            }
-            State::Kernel(lock) => {
-                lock.downgrade();
-                None
-            }
-            // SAFETY: the guard held it for writing, and is not dropped.
-            State::Library(lock) => unsafe { lock.downgrade(given_up.held.take()) },
-        };
-        ReadGuard { lock, held, _not_send: PhantomData }
+        match &lock.state {
+            State::Futex(lock) => lock.downgrade(),
+            State::Kernel(lock) => lock.downgrade(),
+            // SAFETY: the guard held it for writing, and is forgotten.
+            State::Library(lock) => unsafe { lock.downgrade() },
+        }
+        ReadGuard { lock, _not_send: PhantomData }
     }
 }
 
@@ -206,84 +197,71 @@ impl MmapLock {
     /// interrupted one, and would wait for itself.
     #[inline]
     pub fn read(&self) -> ReadGuard<'_> {
-        let held = match self.try_lock_read() {
-            Some(held) => held,
-            None => self.read_slow(),
-        };
+        if !self.try_lock_read() {
+            self.read_slow();
+        }
         stats::count(Counter::MmapLockRead);
-        ReadGuard { lock: self, held, _not_send: PhantomData }
+        ReadGuard { lock: self, _not_send: PhantomData }
     }
 
     /// Takes the lock for reading if that needs no wait (`mmap_read_trylock`).
     #[inline]
     pub fn try_read(&self) -> Option<ReadGuard<'_>> {
-        let held = self.try_lock_read()?;
-        stats::count(Counter::MmapLockRead);
-        Some(ReadGuard { lock: self, held, _not_send: PhantomData })
+        self.try_lock_read().then(|| {
+            stats::count(Counter::MmapLockRead);
+            ReadGuard { lock: self, _not_send: PhantomData }
+        })
     }
 
     /// Waits for the lock and takes it for writing.
     #[inline]
     pub fn write(&self) -> WriteGuard<'_> {
-        let held = match self.try_lock_write() {
-            Some(held) => held,
-            None => self.write_slow(),
-        };
+        if !self.try_lock_write() {
+            self.write_slow();
+        }
         self.writer.store(thread_token(), Ordering::Relaxed);
         stats::count(Counter::MmapLockWrite);
-        WriteGuard { lock: self, held, _not_send: PhantomData }
+        WriteGuard { lock: self, _not_send: PhantomData }
     }
 
     #[inline]
-    fn try_lock_read(&self) -> Option<Read<'_>> {
+    fn try_lock_read(&self) -> bool {
         match &self.state {
-            State::Futex(lock) => lock.try_lock_read().then_some(None),
-            State::Kernel(lock) => lock.try_lock_read().then_some(None),
+            State::Futex(lock) => lock.try_lock_read(),
+            State::Kernel(lock) => lock.try_lock_read(),
             State::Library(lock) => lock.try_lock_read(),
         }
     }
 
     #[inline]
-    fn try_lock_write(&self) -> Option<Write<'_>> {
+    fn try_lock_write(&self) -> bool {
         match &self.state {
-            State::Futex(lock) => lock.try_lock_write().then_some(None),
-            State::Kernel(lock) => lock.try_lock_write().then_some(None),
+            State::Futex(lock) => lock.try_lock_write(),
+            State::Kernel(lock) => lock.try_lock_write(),
             State::Library(lock) => lock.try_lock_write(),
         }
     }
 
     #[cold]
-    fn read_slow(&self) -> Read<'_> {
+    fn read_slow(&self) {
         assert_ne!(
             self.writer.load(Ordering::Relaxed),
             thread_token(),
             "page fault by a thread that holds this address space's mmap lock for writing"
         );
         timed(Wait::MmapRead, || match &self.state {
-            State::Futex(lock) => {
-                lock.lock_read();
-                None
-            }
-            State::Kernel(lock) => {
-                lock.lock_read();
-                None
-            }
+            State::Futex(lock) => lock.lock_read(),
+            State::Kernel(lock) => lock.lock_read(),
             State::Library(lock) => lock.lock_read(),
         })
     }
 
     #[cold]
-    fn write_slow(&self) -> Write<'_> {
+    fn write_slow(&self) {
         assert_ne!(self.writer.load(Ordering::Relaxed), thread_token(), "mmap lock taken twice for writing");
         timed(Wait::MmapWrite, || match &self.state {
-            State::Futex(lock) => {
-                lock.lock_write();
-                None
-            }
-            State::Kernel(lock) => {
-                lock.lock_write(&self.writer);
-                None
-            }
+            State::Futex(lock) => lock.lock_write(),
+            State::Kernel(lock) => lock.lock_write(&self.writer),
             State::Library(lock) => lock.lock_write(),
         })
     }

@@ -72,8 +72,8 @@ fn a_downgrade() {
 mod kernel {
     use super::*;
 
-    const TWO: Option<usize> = Some(4);
-    const THREE: Option<usize> = Some(2);
+    const TWO: Option<usize> = None;
+    const THREE: Option<usize> = Some(4);
 
     fn run(name: &'static str, preemptions: Option<usize>, threads: &'static [fn(&MmapLock, &Plain)]) {
         run_of(Rwsem::Kernel, name, preemptions, threads);

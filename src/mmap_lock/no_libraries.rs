@@ -2,11 +2,6 @@
 //! inside, which no model sees, so there are none.
 
 use super::Rwsem;
-use std::convert::Infallible;
-use std::marker::PhantomData;
-
-pub type Read<'a> = Option<(Infallible, PhantomData<&'a ()>)>;
-pub type Write<'a> = Option<(Infallible, PhantomData<&'a ()>)>;
 
 /// There is none.
 pub enum Library {}
@@ -18,37 +13,37 @@ impl Library {
         None
     }
 
-    pub fn try_lock_read(&self) -> Option<Read<'_>> {
+    pub fn try_lock_read(&self) -> bool {
         match *self {}
     }
 
-    pub fn try_lock_write(&self) -> Option<Write<'_>> {
+    pub fn try_lock_write(&self) -> bool {
         match *self {}
     }
 
-    pub fn lock_read(&self) -> Read<'_> {
+    pub fn lock_read(&self) {
         match *self {}
     }
 
-    pub fn lock_write(&self) -> Write<'_> {
-        match *self {}
-    }
-
-    /// # Safety
-    /// None: it is never called.
-    pub unsafe fn unlock_read(&self, _: Read<'_>) {
+    pub fn lock_write(&self) {
         match *self {}
     }
 
     /// # Safety
     /// None: it is never called.
-    pub unsafe fn unlock_write(&self, _: Write<'_>) {
+    pub unsafe fn unlock_read(&self) {
         match *self {}
     }
 
     /// # Safety
     /// None: it is never called.
-    pub unsafe fn downgrade<'a>(&self, _: Write<'a>) -> Read<'a> {
+    pub unsafe fn unlock_write(&self) {
+        match *self {}
+    }
+
+    /// # Safety
+    /// None: it is never called.
+    pub unsafe fn downgrade(&self) {
         match *self {}
     }
 
