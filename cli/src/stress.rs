@@ -64,7 +64,7 @@ pub fn table(report: &StressReport) -> String {
     if let Some(floor) = &report.floor {
         text.push('\n');
         let fact =
-            format!("fault p50 is {:.2} of its floor ({}: {})", floor.ratio, floor.title, nanoseconds(floor.ns as f64));
+            format!("p50 is {:.2} of its floor ({}: {})", floor.ratio, floor.title, nanoseconds(floor.ns as f64));
         text.push_str(&facts(NAMES, vec![("floor".to_owned(), fact)]));
     }
     let inside = inside(report);
