@@ -16,7 +16,7 @@ names() { "$vmalab" list "$1" --json | tr '{' '\n' | sed -n 's/.*"name":"\([^"]*
 
 run() {
   local status=0 result
-  result=$("$vmalab" stress "$@" --json -) || status=$?
+  result=$("$vmalab" stress "$@" --no-floor --json -) || status=$?
   if ((status != 0)); then
     printf 'FAILED (exit %d): vmalab stress %s\n%s\n' "$status" "$*" "$result"
     exit 1

@@ -112,6 +112,7 @@ pub fn announce() -> bool {
     if current().is_some() {
         return true;
     }
+    crate::mmap_lock::prepare_thread();
     aside(take_slot)
 }
 

@@ -23,6 +23,18 @@ Results go to standard output, everything else to standard error.
 Exit status: 0 done; 1 a violation; 2 bad usage; 3 this machine, user or
 build cannot do it; 130 interrupted (partial results are still printed).";
 
+const LIMITS_EXAMPLES: &str = "\
+Examples:
+  vmalab limits
+  vmalab limits --duration 20s
+  vmalab limits --json | jq .floors.sigbus_copy_2t.p50
+
+Each floor is a signal, an ioctl or a system call with nothing of vmalab's
+around it, measured with one thread, with two and with one for each CPU.
+'stress' prints its fault latency as a multiple of such a floor. What this
+machine cannot measure is null; standard error says why. docs/limits.md tells
+what each is.";
+
 const STRESS_EXAMPLES: &str = "\
 Examples:
   vmalab stress app-start
@@ -95,6 +107,9 @@ pub struct Cli {
 pub enum Command {
     /// Say whether this machine and user can run it, and what would help
     Doctor(DoctorArgs),
+    /// Measure what the bare mechanisms cost here: the floors of every result
+    #[command(after_help = LIMITS_EXAMPLES)]
+    Limits(LimitsArgs),
     /// List what can be run
     List(ListArgs),
     /// Run one workload on one lock and report what it measured
@@ -122,8 +137,6 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Later {
     #[command(hide = true, disable_help_flag = true)]
-    Limits(Anything),
-    #[command(hide = true, disable_help_flag = true)]
     Profile(Anything),
     #[command(hide = true, disable_help_flag = true)]
     Record(Anything),
@@ -137,7 +150,6 @@ impl Later {
     /// As typed.
     pub fn name(&self) -> &'static str {
         match self {
-            Later::Limits(_) => "limits",
             Later::Profile(_) => "profile",
             Later::Record(_) => "record",
             Later::Replay(_) => "replay",
@@ -158,6 +170,16 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct LimitsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Time for all of it: plain seconds, or with ms, s, m [default: 4]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero)]
+    pub duration: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -189,6 +211,9 @@ pub struct StressArgs {
     pub backend: BackendArg,
     #[command(flatten)]
     pub run: RunArgs,
+    /// Do not measure what the fault latency is a multiple of ('vmalab limits')
+    #[arg(long)]
+    pub no_floor: bool,
     /// Write the result as JSON to FILE; '-' prints it in place of the table
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
@@ -319,6 +344,11 @@ pub struct RunArgs {
     /// Handler threads of '--delivery queue' [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub handlers: Option<u32>,
+    /// Algorithm of the mmap lock: futex (ours), kernel (as Linux's rwsem),
+    /// std or parking_lot [default: futex; 'compare': whichever is best for the
+    /// lock mmap in a short run of each]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "RWSEM")]
+    pub rwsem: Option<RwsemArg>,
     /// Threads that fault
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub threads: u32,
@@ -366,6 +396,19 @@ pub enum BackendArg {
     Emulated,
     /// The host's mmap
     Native,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RwsemArg {
+    /// Ours
+    Futex,
+    /// The kernel's
+    Kernel,
+    /// std's
+    Std,
+    /// parking_lot's
+    #[value(name = "parking_lot", alias = "parking-lot")]
+    ParkingLot,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! `vmalab compare`: subjects in turn, ratios round by round.
 
 use crate::args::CompareArgs;
+use crate::calibrate::{self, Calibration};
 use crate::drive::Driver;
 use crate::failure::{Failure, status};
 use crate::output::Json;
@@ -11,7 +12,8 @@ use crate::table::{facts, numbers};
 use crate::units::{nanoseconds, rate};
 use serde::Serialize;
 use std::cmp::Ordering;
-use vmalab_workloads::{StressConfig, StressReport};
+use std::collections::BTreeMap;
+use vmalab_workloads::{Rwsem, StressConfig, StressReport};
 
 /// What `--json` writes.
 #[derive(Serialize)]
@@ -23,6 +25,11 @@ struct CompareReport {
     rounds: u32,
     rounds_completed: usize,
     interrupted: bool,
+    /// The algorithm of the mmap lock, in all subjects.
+    rwsem: Rwsem,
+    /// If it was chosen by short runs: what each algorithm gave under the lock
+    /// `mmap`, in the unit of `throughput_of`.
+    rwsem_calibration: Option<BTreeMap<&'static str, f64>>,
     /// What `throughput_ratio` is a ratio of: a key of the runs.
     throughput_of: &'static str,
     /// What `p99_ratio` is a ratio of: a key of the runs.
@@ -97,19 +104,20 @@ enum End {
 
 /// Runs it.
 pub fn run(args: &CompareArgs) -> Result<u8, Failure> {
-    let comparison = plan::compare(args)?;
+    let mut comparison = plan::compare(args)?;
     let json = Json::open(args.json.as_deref())?;
     let driver = Driver::new()?;
     for subject in &comparison.subjects {
         // A subject that cannot run must not be found after minutes of others.
         driver.rehearse(&subject.config).map_err(|failure| failure.in_subject(&subject.name))?;
     }
+    let calibration = if args.run.rwsem.is_none() { choose_rwsem(&mut comparison, &driver)? } else { None };
     let mut runs: Vec<Vec<StressReport>> = comparison.subjects.iter().map(|_| Vec::new()).collect();
     let end = run_rounds(&comparison, args.rounds, &driver, &mut runs);
     let config = comparison.subjects[comparison.baseline].config.clone();
     if runs.iter().any(|runs| !runs.is_empty()) {
-        let report = summarise(comparison, runs, args.rounds, driver.interrupted());
-        json.write(&report, || table(&report, &config))?;
+        let report = summarise(comparison, runs, args.rounds, driver.interrupted(), calibration.as_ref());
+        json.write(&report, || table(&report, &config, calibration.as_ref()))?;
         let reports: Vec<&StressReport> = report.subjects.iter().flat_map(|subject| &subject.runs).collect();
         let status = outcome(&reports, driver.interrupted());
         if status == status::VIOLATION {
@@ -121,6 +129,19 @@ pub fn run(args: &CompareArgs) -> Result<u8, Failure> {
         End::Report if driver.interrupted() => Ok(status::INTERRUPTED),
         End::Report => Ok(status::DONE),
     }
+}
+
+/// Gives every subject the rwsem that is best for the lock `mmap`, if that is
+/// one of them: what differs between them is then not the rwsem.
+fn choose_rwsem(comparison: &mut Comparison, driver: &Driver) -> Result<Option<Calibration>, Failure> {
+    let Some(mmap) = comparison.subjects.iter().find(|subject| calibrate::is_for(&subject.config)) else {
+        return Ok(None);
+    };
+    let calibration = calibrate::calibrate(&mmap.config, driver)?;
+    if let Some(calibration) = &calibration {
+        comparison.subjects.iter_mut().for_each(|subject| subject.config.rwsem = calibration.rwsem);
+    }
+    Ok(calibration)
 }
 
 /// Every subject once a round, the first of them another one each round.
@@ -149,7 +170,13 @@ fn run_rounds(comparison: &Comparison, rounds: u32, driver: &Driver, runs: &mut 
     End::Report
 }
 
-fn summarise(comparison: Comparison, runs: Vec<Vec<StressReport>>, rounds: u32, interrupted: bool) -> CompareReport {
+fn summarise(
+    comparison: Comparison,
+    runs: Vec<Vec<StressReport>>,
+    rounds: u32,
+    interrupted: bool,
+    calibration: Option<&Calibration>,
+) -> CompareReport {
     let measure = Measure::of(&runs);
     let (_, throughput_of, p99_of) = measure.names();
     let baseline = &comparison.subjects[comparison.baseline].name;
@@ -196,6 +223,8 @@ fn summarise(comparison: Comparison, runs: Vec<Vec<StressReport>>, rounds: u32, 
         rounds,
         rounds_completed,
         interrupted,
+        rwsem: comparison.subjects[0].config.rwsem,
+        rwsem_calibration: calibration.map(|calibration| calibration.per_s.clone()),
         throughput_of,
         p99_of,
         interval: Interval { method: "percentile bootstrap of the median", confidence: 0.95, resamples: RESAMPLES },
@@ -230,10 +259,11 @@ fn verdict(baseline: &str, measure: Measure, rounds: usize, throughput: &Ratio, 
     format!("{first}; {second}")
 }
 
-fn table(report: &CompareReport, config: &StressConfig) -> String {
+fn table(report: &CompareReport, config: &StressConfig, calibration: Option<&Calibration>) -> String {
     let measure = if report.throughput_of == "faults_per_s" { Measure::Faults } else { Measure::Calls };
     let (throughput_name, ..) = measure.names();
     let mut text = heading(report, config);
+    text.push_str(&calibration.map_or_else(|| format!("rwsem {}\n", report.rwsem), Calibration::text));
     let header = ["subject", throughput_name, "p50", "p99", &format!("{throughput_name} ratio"), "p99 ratio"];
     let rows = report.subjects.iter().map(|subject| row(report, subject, measure)).collect();
     text.push('\n');
@@ -334,7 +364,7 @@ mod tests {
     fn report(mmap: &[f64], typesafe: &[f64]) -> CompareReport {
         let runs = |lock: &str, rates: &[f64]| rates.iter().map(|&rate| sample(lock, rate)).collect();
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
-        summarise(comparison, vec![runs("mmap", mmap), runs("typesafe", typesafe)], 5, false)
+        summarise(comparison, vec![runs("mmap", mmap), runs("typesafe", typesafe)], 5, false, None)
     }
 
     #[test]
@@ -360,7 +390,7 @@ mod tests {
         assert!(ratio.low > Some(1.4) && ratio.high < Some(1.6), "{ratio:?}");
         assert!(report.subjects[1].verdict.starts_with("more faults/s than mmap"), "{}", report.subjects[1].verdict);
         assert_eq!(report.subjects[0].throughput_ratio.median, Some(1.0));
-        let text = table(&report, &StressConfig::new("app-start"));
+        let text = table(&report, &StressConfig::new("app-start"), None);
         assert!(text.contains("baseline") && text.contains("1.50 ["), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
@@ -384,9 +414,9 @@ mod tests {
     fn a_violation_leaves_nothing_to_judge() {
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
         let runs = vec![vec![sample("mmap", 1.0)], vec![violated(sample("typesafe", 9.0))]];
-        let report = summarise(comparison, runs, 5, false);
+        let report = summarise(comparison, runs, 5, false, None);
         assert_eq!(report.subjects[1].verdict, "not judged: a run found a violation");
-        let text = table(&report, &StressConfig::new("app-start"));
+        let text = table(&report, &StressConfig::new("app-start"), None);
         assert!(text.contains("1 VIOLATION(S)") && text.contains("incarnation seen"), "{text}");
     }
 
@@ -395,9 +425,9 @@ mod tests {
         let comparison = comparison(&["--locks", "mmap,typesafe"]);
         let mut partial = sample("typesafe", 9.0);
         partial.interrupted = true;
-        let report = summarise(comparison, vec![vec![sample("mmap", 1.0)], vec![partial]], 5, true);
+        let report = summarise(comparison, vec![vec![sample("mmap", 1.0)], vec![partial]], 5, true, None);
         assert_eq!(report.subjects[1].throughput_ratio.median, None);
-        let text = table(&report, &StressConfig::new("app-start"));
+        let text = table(&report, &StressConfig::new("app-start"), None);
         assert!(text.contains("0 of 5 rounds, partial results"), "{text}");
     }
 
@@ -409,7 +439,8 @@ mod tests {
             (report.faults, report.fault_ns, report.ops_per_s) = (Some(0), None, per_s);
             report
         };
-        let report = summarise(comparison, vec![vec![calls("mmap", 10.0)], vec![calls("typesafe", 20.0)]], 1, false);
+        let report =
+            summarise(comparison, vec![vec![calls("mmap", 10.0)], vec![calls("typesafe", 20.0)]], 1, false, None);
         assert_eq!(report.subjects[1].throughput_ratio.median, Some(2.0));
         assert_eq!((report.throughput_of, report.p99_of), ("ops_per_s", "op_ns.mmap.p99"));
         assert_eq!(report.subjects[1].p99_ratio.median, Some(1.0));

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibrate;
 mod compare;
 mod conform;
 mod doctor;
 mod drive;
 mod failure;
 mod interrupt;
+mod limits;
 mod list;
 mod names;
 mod output;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::Doctor(args) => doctor::run(args),
+        Command::Limits(args) => limits::run(args),
         Command::List(args) => list::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Compare(args) => compare::run(args),

@@ -1,12 +1,12 @@
 //! From what was typed to what is run: [`StressConfig`]s, or why not.
 
-use crate::args::{BackendArg, CompareArgs, DeliveryArg, RunArgs, StressArgs};
+use crate::args::{BackendArg, CompareArgs, DeliveryArg, RunArgs, RwsemArg, StressArgs};
 use crate::failure::Failure;
 use crate::names::unknown;
 use crate::units;
 #[cfg(feature = "races")]
 use vmalab::races::Mutant;
-use vmalab_workloads::{Backend, Delivery, Lock, StressConfig};
+use vmalab_workloads::{Backend, Delivery, Lock, Rwsem, StressConfig};
 
 /// Most addresses that a run may reserve. A process has 128T, and beside each
 /// region lies its twin.
@@ -150,8 +150,15 @@ fn shared(command: &str, args: &RunArgs) -> Result<StressConfig, Failure> {
     if let Some(region) = args.region {
         check_region(region, args.address_spaces)?;
     }
+    let rwsem = match args.rwsem {
+        None | Some(RwsemArg::Futex) => Rwsem::Futex,
+        Some(RwsemArg::Kernel) => Rwsem::Kernel,
+        Some(RwsemArg::Std) => Rwsem::Std,
+        Some(RwsemArg::ParkingLot) => Rwsem::ParkingLot,
+    };
     let defaults = StressConfig::new(&args.workload);
     Ok(StressConfig {
+        rwsem,
         delivery,
         handlers: args.handlers.unwrap_or(defaults.handlers),
         threads: args.threads,

@@ -3,6 +3,7 @@
 use crate::args::StressArgs;
 use crate::drive::Driver;
 use crate::failure::{Failure, status};
+use crate::limits;
 use crate::output::Json;
 use crate::plan;
 use crate::table::{facts, numbers};
@@ -17,7 +18,10 @@ pub fn run(args: &StressArgs) -> Result<u8, Failure> {
     let config = plan::stress(args)?;
     let json = Json::open(args.json.as_deref())?;
     let driver = Driver::new()?;
-    let report = driver.run(&config, &config.workload)?;
+    let mut report = driver.run(&config, &config.workload)?;
+    if !args.no_floor && !driver.interrupted() {
+        report.floor = limits::floor_of(&report);
+    }
     json.write(&report, || table(&report))?;
     Ok(outcome(&[&report], driver.interrupted()))
 }
@@ -56,6 +60,12 @@ pub fn table(report: &StressReport) -> String {
         let header = ["latency", "p50", "p90", "p99", "p99.9", "max", "count"].map(str::to_owned).to_vec();
         text.push('\n');
         text.push_str(&numbers(Some(header), latencies));
+    }
+    if let Some(floor) = &report.floor {
+        text.push('\n');
+        let fact =
+            format!("p50 is {:.2} of its floor ({}: {})", floor.ratio, floor.title, nanoseconds(floor.ns as f64));
+        text.push_str(&facts(NAMES, vec![("floor".to_owned(), fact)]));
     }
     let inside = inside(report);
     if !inside.is_empty() {
@@ -144,11 +154,12 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
         add(
             "mmap_lock",
             format!(
-                "read {} ({} waited), write {} ({} waited)",
+                "read {} ({} waited), write {} ({} waited){}",
                 count(mmap_lock.read),
                 waits(mmap_lock.read_wait_ns.as_ref()),
                 count(mmap_lock.write),
-                waits(mmap_lock.write_wait_ns.as_ref())
+                waits(mmap_lock.write_wait_ns.as_ref()),
+                report.rwsem.as_ref().map_or_else(String::new, |rwsem| format!("; rwsem {rwsem}"))
             ),
         );
     }

@@ -108,13 +108,73 @@ fn every_delivery_runs() {
 }
 
 #[test]
+fn real_faults_are_a_multiple_of_their_floor() {
+    let stress = |args: &[&str]| short(&[&["stress", "page-fault"], args].concat());
+    for (delivery, name) in [("sigbus", "sigbus_copy"), ("queue", "queue_copy")] {
+        let run = stress(&["--delivery", delivery, "--threads", "1", "--json", "-"]).json();
+        assert_eq!(run["floor"]["name"], name);
+        let [ns, ratio] = ["ns", "ratio"].map(|key| run["floor"][key].as_f64().unwrap());
+        assert!((ratio - run["fault_ns"]["p50"].as_f64().unwrap() / ns).abs() < 1e-9, "{}", run["floor"]);
+    }
+    for without in [&["--no-floor"][..], &["--delivery", "software"], &["--backend", "native"]] {
+        let run = stress(&[without, &["--json", "-"]].concat()).json();
+        assert_key(&run, "floor", Value::is_null);
+    }
+    let out = stress(&[]);
+    assert!(out.stdout.contains("of its floor (sigbus copy, "), "{}", out.stdout);
+    assert!(!stress(&["--no-floor"]).stdout.contains("floor"));
+}
+
+#[test]
+fn limits_measures_every_floor() {
+    let out = vmalab(&["limits", "--duration", "300ms", "--json"]);
+    assert_eq!(out.status, 0, "{}", out.stderr);
+    let report = out.json();
+    assert_eq!((&report["schema"], &report["command"]), (&1.into(), &"limits".into()));
+    let contract = ["syscall", "native_fault", "signal_round_trip", "lookup"];
+    let userfault = ["sigbus_zeropage", "sigbus_copy", "sigbus_move", "queue_copy"];
+    for key in contract.iter().chain(&userfault) {
+        assert_key(&report, &format!("floors.{key}"), distribution_or_null);
+    }
+    for key in contract {
+        assert_key(&report, &format!("floors.{key}"), distribution);
+    }
+    let floors = report["floors"].as_object().unwrap();
+    let missing = floors.iter().filter(|(_, floor)| floor.is_null());
+    for (key, _) in missing {
+        assert!(out.stderr.contains(key), "{key} is null, and nothing says why: {}", out.stderr);
+    }
+    assert!(floors.keys().any(|key| key == "sigbus_copy_16_2t"));
+
+    let out = vmalab(&["limits", "--duration", "300ms"]);
+    assert_eq!(out.status, 0, "{}", out.stderr);
+    assert!(out.stdout.contains("\nsigbus COPY, store"), "{}", out.stdout);
+    assert!(out.stdout.lines().all(|line| line.chars().count() <= 80), "{}", out.stdout);
+}
+
+#[test]
 fn the_host_has_no_counters_of_ours() {
     let run = short(&["stress", "page-fault", "--backend", "native", "--json", "-"]).json();
     assert_eq!(run["backend"], "native");
     for key in ["vma_lock", "mmap_lock", "slab", "host_calls", "verify"] {
         assert_key(&run, key, Value::is_null);
     }
+    assert_key(&run, "rwsem", Value::is_null);
     assert_key(&run, "fault_ns", distribution);
+}
+
+#[test]
+fn every_rwsem_runs() {
+    for rwsem in ["futex", "kernel", "std", "parking_lot"] {
+        for delivery in ["sigbus", "software"] {
+            let args = ["stress", "app-start", "--lock", "mmap", "--rwsem", rwsem, "--delivery", delivery];
+            let out = short(&[&args[..], &["--mutators", "2", "--verify", "--no-floor", "--json", "-"]].concat());
+            assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{rwsem}");
+            let run = out.json();
+            assert_stress(&run);
+            assert_eq!((&run["rwsem"], &run["verify"]["violations"]), (&rwsem.into(), &0.into()));
+        }
+    }
 }
 
 #[test]
@@ -134,6 +194,9 @@ fn compare_alternates_and_pairs() {
     assert_eq!((&report["schema"], &report["command"]), (&1.into(), &"compare".into()));
     assert_eq!((&report["workload"], &report["baseline"]), (&"app-start".into(), &"mmap".into()));
     assert_eq!(report["rounds"], 2);
+    let calibration = report["rwsem_calibration"].as_object().unwrap();
+    let best = calibration.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap())).unwrap().0;
+    assert_eq!((calibration.len(), &report["rwsem"]), (4, &Value::from(best.as_str())));
     let subjects = report["subjects"].as_array().unwrap();
     let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
     assert_eq!(names, ["mmap", "typesafe", "native"]);
@@ -235,7 +298,18 @@ fn ctrl_c_prints_what_there_is() {
 
 #[test]
 fn ctrl_c_ends_a_comparison_with_the_rounds_it_has() {
-    let out = interrupted(&["compare", "app-start", "--duration", "100ms", "--warmup", "0", "--rounds", "900"]);
+    let out = interrupted(&[
+        "compare",
+        "app-start",
+        "--duration",
+        "100ms",
+        "--warmup",
+        "0",
+        "--rounds",
+        "900",
+        "--rwsem",
+        "std",
+    ]);
     assert_eq!((out.status, out.stderr.as_str()), (130, ""));
     assert!(out.stdout.contains("of 900 rounds, partial results"), "{}", out.stdout);
 }

@@ -48,7 +48,7 @@ impl<S: LockScheme> MmCore<S> {
         MmCore {
             mm_lock_seq: CachePadded::new(AtomicU32::new(0)),
             tree: VmaTree::new(reclaim),
-            mmap_lock: CachePadded::new(MmapLock::new()),
+            mmap_lock: CachePadded::new(MmapLock::of(mmap_lock::rwsem())),
             vma_writer_wait: AtomicU32::new(0),
             count: MmCount::new::<S>(),
             id: IDS.fetch_add(1, Ordering::Relaxed) + 1,

@@ -22,8 +22,12 @@ fn downgrade(lock: &MmapLock, data: &Plain) {
 }
 
 fn run(name: &'static str, preemptions: Option<usize>, threads: &'static [fn(&MmapLock, &Plain)]) {
+    run_of(Rwsem::Futex, name, preemptions, threads);
+}
+
+fn run_of(rwsem: Rwsem, name: &'static str, preemptions: Option<usize>, threads: &'static [fn(&MmapLock, &Plain)]) {
     explore(name, preemptions, move || {
-        let shared = Arc::new((MmapLock::new(), Plain::new()));
+        let shared = Arc::new((MmapLock::of(rwsem), Plain::new()));
         let (first, others) = threads.split_first().unwrap();
         let others: Vec<_> = others
             .iter()
@@ -62,4 +66,54 @@ fn writers_and_a_reader() {
 #[test]
 fn a_downgrade() {
     run("MmapLock: a downgrade, a reader, a writer", THREE, &[downgrade, read, write]);
+}
+
+/// The kernel's has a mutex and a queue inside: more steps, so a smaller bound.
+mod kernel {
+    use super::*;
+
+    const TWO: Option<usize> = None;
+    const THREE: Option<usize> = Some(4);
+
+    fn run(name: &'static str, preemptions: Option<usize>, threads: &'static [fn(&MmapLock, &Plain)]) {
+        run_of(Rwsem::Kernel, name, preemptions, threads);
+    }
+
+    #[test]
+    fn two_threads() {
+        run("kernel rwsem: a reader, a writer", TWO, &[write, read]);
+        run("kernel rwsem: two writers", TWO, &[write, write]);
+        run("kernel rwsem: a downgrade, a reader", TWO, &[downgrade, read]);
+        run("kernel rwsem: a downgrade, a writer", TWO, &[downgrade, write]);
+    }
+
+    #[test]
+    fn readers_and_a_writer() {
+        run("kernel rwsem: two readers, a writer", THREE, &[write, read, read]);
+    }
+
+    #[test]
+    fn writers_and_a_reader() {
+        run("kernel rwsem: two writers, a reader", THREE, &[write, write, read]);
+    }
+
+    #[test]
+    fn three_writers() {
+        run("kernel rwsem: three writers", THREE, &[write, write, write]);
+    }
+
+    #[test]
+    fn a_downgrade() {
+        run("kernel rwsem: a downgrade, a reader, a writer", THREE, &[downgrade, read, write]);
+    }
+
+    /// A thread that takes the lock again at once meets who still waits.
+    #[test]
+    fn again() {
+        fn twice(lock: &MmapLock, data: &Plain) {
+            write(lock, data);
+            read(lock, data);
+        }
+        run("kernel rwsem: a writer that reads, a reader, a writer", THREE, &[twice, read, write]);
+    }
 }

@@ -36,11 +36,16 @@ pub fn futex_wait(word: &AtomicU32, expected: u32) {
 /// become part of another object (type-stable memory): a stray wake-up is
 /// allowed. Async-signal-safe.
 pub fn futex_wake(word: &AtomicU32, count: i32) {
+    futex_wake_at(word, count);
+}
+
+/// [`futex_wake`] of a word that may be gone: its address is all that counts.
+pub fn futex_wake_at(word: *const AtomicU32, count: i32) {
     // SAFETY: FUTEX_WAKE uses the address as a key and does not dereference
     // it for private futexes; errno is saved for the interrupted program.
     unsafe {
         let errno = *libc::__errno_location();
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count);
+        libc::syscall(libc::SYS_futex, word.addr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count);
         *libc::__errno_location() = errno;
     }
 }

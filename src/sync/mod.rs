@@ -38,7 +38,7 @@ mod tsan;
 
 pub use back_end::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Backoff, Mutex, compiler_fence, fence,
-    futex_wait, futex_wake, spin_loop, thread,
+    futex_wait, futex_wake, futex_wake_at, spin_loop, thread,
 };
 pub(crate) use back_end::{array, const_fn, statics, thread_locals};
 pub use crossbeam::utils::CachePadded;
@@ -72,5 +72,5 @@ mod aside_nothing {
 
 /// Atomics of the machine in every build, for what is not part of a protocol.
 pub mod plain {
-    pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+    pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 }

@@ -57,8 +57,13 @@ pub fn futex_wait(word: &AtomicU32, expected: u32) {
 }
 
 /// See the host's. Wakes all: a wake-up for no reason is allowed.
-pub fn futex_wake(word: &AtomicU32, _count: i32) {
-    let key = std::ptr::from_ref(word).addr();
+pub fn futex_wake(word: &AtomicU32, count: i32) {
+    futex_wake_at(word, count);
+}
+
+/// See the host's.
+pub fn futex_wake_at(word: *const AtomicU32, _count: i32) {
+    let key = word.addr();
     *WAKES.lock().expect("futex table").0.entry(key).or_default() += 1;
     WOKEN.notify_all();
 }

@@ -1,6 +1,6 @@
 //! shuttle's primitives (`--cfg shuttle`).
 
-pub use super::model::{Backoff, futex_wait, futex_wake, spin_loop};
+pub use super::model::{Backoff, futex_wait, futex_wake, futex_wake_at, spin_loop};
 pub(crate) use super::model::{array, const_fn};
 pub(super) use ::shuttle::sync::Condvar;
 pub use ::shuttle::sync::Mutex;

@@ -70,6 +70,32 @@ named! {
 }
 
 named! {
+    /// The algorithm of the mmap lock (`--rwsem`).
+    Rwsem as "rwsem" {
+        /// Our own.
+        Futex = "futex",
+        /// The kernel's rwsem.
+        Kernel = "kernel",
+        /// `std::sync::RwLock`.
+        Std = "std",
+        /// `parking_lot::RawRwLock`.
+        ParkingLot = "parking_lot",
+    }
+}
+
+impl Rwsem {
+    /// As the core names it.
+    pub(crate) fn of_core(self) -> vmalab::mmap_lock::Rwsem {
+        match self {
+            Rwsem::Futex => vmalab::mmap_lock::Rwsem::Futex,
+            Rwsem::Kernel => vmalab::mmap_lock::Rwsem::Kernel,
+            Rwsem::Std => vmalab::mmap_lock::Rwsem::Std,
+            Rwsem::ParkingLot => vmalab::mmap_lock::Rwsem::ParkingLot,
+        }
+    }
+}
+
+named! {
     /// How a fault reaches vmalab (`--delivery`).
     Delivery as "delivery" {
         /// SIGBUS on the faulting thread.
@@ -104,6 +130,8 @@ pub struct StressConfig {
     pub workload: String,
     /// `--lock`.
     pub lock: Lock,
+    /// `--rwsem`; of no meaning natively.
+    pub rwsem: Rwsem,
     /// `--backend`.
     pub backend: Backend,
     /// `--delivery`; of no meaning natively.
@@ -168,6 +196,7 @@ impl Default for StressConfig {
         StressConfig {
             workload: "page-fault".to_owned(),
             lock: Lock::TypeSafe,
+            rwsem: Rwsem::Futex,
             backend: Backend::Emulated,
             delivery: Delivery::Sigbus,
             handlers: 1,

@@ -22,12 +22,12 @@ mod target;
 mod verify;
 mod workload;
 
-pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, StressConfig, UnknownName};
+pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, Rwsem, StressConfig, UnknownName};
 pub use control::{Control, Progress, Stage};
 pub use error::RunError;
 pub use report::{
-    AbortReasons, AdversaryReport, DelaysReport, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport,
-    RcuReport, SlabReport, StressReport, VerifyReport, Violation, VmaLockReport,
+    AbortReasons, AdversaryReport, DelaysReport, Distribution, FaultOutcomes, FloorReport, HostCallsReport,
+    MmapLockReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation, VmaLockReport,
 };
 pub use run::run;
 pub use workload::{WorkloadInfo, find, list};

@@ -45,6 +45,20 @@ impl Distribution {
     }
 }
 
+/// What the fault latency is a multiple of: the bare mechanism, measured right
+/// after the run (`vmalab limits`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FloorReport {
+    /// As in `vmalab limits --json`.
+    pub name: String,
+    /// For people.
+    pub title: String,
+    /// Its median.
+    pub ns: u64,
+    /// The run's median fault over this one.
+    pub ratio: f64,
+}
+
 /// VMA_LOCK counters, as the kernel counts them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmaLockReport {
@@ -239,6 +253,9 @@ pub struct StressReport {
     pub workload: String,
     /// Name of the lock; `"native"` natively.
     pub lock: String,
+    /// The algorithm of the mmap lock.
+    #[serde(default)]
+    pub rwsem: Option<String>,
     /// Name of the backend.
     pub backend: String,
     /// Name of the delivery; `"native"` natively.
@@ -269,6 +286,9 @@ pub struct StressReport {
     pub touches: u64,
     /// Latency of accesses that were expected to fault, clock reading included.
     pub fault_ns: Option<Distribution>,
+    /// Filled in by the command, if it measured it.
+    #[serde(default)]
+    pub floor: Option<FloorReport>,
     /// Calls that changed the address space, by name.
     pub ops: BTreeMap<String, u64>,
     /// All of them per second.

@@ -48,7 +48,10 @@ pub fn run(config: &StressConfig, control: &Control) -> Result<StressReport, Run
     let _rules = crate::adversary::Rules::set(config.mutant, config.seed);
     let driven = match config.backend {
         Backend::Native => checked.drive(vec![Native::new(checked.region_bytes)], control),
-        Backend::Emulated => checked.emulated(config, control),
+        Backend::Emulated => {
+            vmalab::mmap_lock::set_rwsem(config.rwsem.of_core());
+            checked.emulated(config, control)
+        }
     }?;
     Ok(checked.report(config, driven))
 }
@@ -212,6 +215,7 @@ impl Checked {
             command: "stress".to_owned(),
             workload: self.info.name.to_owned(),
             lock: if emulated { config.lock.to_string() } else { native.clone() },
+            rwsem: emulated.then(|| config.rwsem.to_string()),
             backend: config.backend.to_string(),
             delivery: if emulated { config.delivery.to_string() } else { native },
             handlers: (emulated && config.delivery == Delivery::Queue).then_some(config.handlers),
@@ -227,6 +231,7 @@ impl Checked {
             pages: Some(pages),
             touches: recorder.touches,
             fault_ns: Distribution::of(&recorder.faults),
+            floor: None,
             ops_per_s: per_second(ops.values().sum()),
             ops,
             op_ns: op_ns.collect(),
