@@ -82,12 +82,8 @@ impl Pool {
     pub(crate) fn new(pages: usize) -> Result<Pool, Errno> {
         let count = pages.div_ceil(BLOCK).max(1);
         let range = reserve(count * BLOCK_BYTES)?;
-        let blocks = Blocks {
-            range,
-            ready: ArrayQueue::new(count),
-            used: ArrayQueue::new(count),
-            stop: AtomicBool::new(false),
-        };
+        let blocks =
+            Blocks { range, ready: ArrayQueue::new(count), used: ArrayQueue::new(count), stop: AtomicBool::new(false) };
         // From here on the reservation goes with the pool.
         let mut pool = Pool { blocks: Arc::new(blocks), filler: None };
         open_up(range).map_err(|(_, errno)| errno)?;

@@ -95,7 +95,6 @@ impl Files {
             })
         }
     }
-
 }
 
 /// The host's side of one [`Place`].
