@@ -100,7 +100,8 @@ impl Files {
 /// The host's side of one [`Place`].
 pub struct Host {
     place: Place,
-    files: Files,
+    /// Kept open for the zygote's children.
+    _files: Files,
     zygote: Remote,
 }
 
@@ -116,7 +117,7 @@ impl Host {
         let zygote = unsafe { Remote::fork(|shared, ends| zygote::main(shared, &files, place, reservation, ends)) };
         reservation.free();
         let zygote = zygote.map_err(|(call, errno)| HostError::SetUp(call, errno))?;
-        let host = Host { place, files, zygote };
+        let host = Host { place, _files: files, zygote };
         match host.reply()? {
             0 => Ok(host),
             stage => Err(HostError::Zygote(stage)),
