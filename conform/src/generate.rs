@@ -358,7 +358,10 @@ impl Maker<'_> {
             // RLIMIT_DATA also bounds the heap by itself, where what the host's
             // child has beside the window does not count.
             Call::SetLimit => Op::SetLimit {
-                what: *pick(self.rng, &[Limit::AddressSpace, Limit::Memlock, Limit::Data][..if self.has_brk() { 2 } else { 3 }]),
+                what: *pick(
+                    self.rng,
+                    &[Limit::AddressSpace, Limit::Memlock, Limit::Data][..if self.has_brk() { 2 } else { 3 }],
+                ),
                 pages: *pick(self.rng, &[0, 1, 4, 16, 40, 64, 1 << 30]),
             },
             Call::Load | Call::Store => self.access(call),

@@ -135,7 +135,7 @@ fn addrs(at: At) -> impl Iterator<Item = At> {
 }
 
 fn lens(len: usize) -> impl Iterator<Item = usize> {
-    [PAGE, len / 2 & !(PAGE - 1), len.saturating_sub(PAGE) & !(PAGE - 1)]
+    [PAGE, (len / 2) & !(PAGE - 1), len.saturating_sub(PAGE) & !(PAGE - 1)]
         .into_iter()
         .filter(move |l| 0 < *l && *l < len)
 }
