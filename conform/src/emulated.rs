@@ -388,6 +388,7 @@ impl<S: LockScheme> Here<S> {
             },
             Op::Mprotect { addr, len, prot } => plain(space.mprotect(self.at(addr), len, Prot::from_bits_retain(prot))),
             Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
+                assert!(self.sabotage != Some(Sabotage::Panic), "sabotage");
                 let flags = RemapFlags::from_bits_retain(flags);
                 space.mremap(self.at(addr), old_len, new_len, flags, self.at(new_addr)).map_or_else(failed, to_place)
             }

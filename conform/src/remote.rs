@@ -69,7 +69,7 @@ impl fmt::Display for Silence {
     }
 }
 
-/// The process. Killed when this is dropped.
+/// The process. Killed when this is dropped, or when the thread ends that made it.
 pub struct Remote {
     shared: NonNull<Shared>,
     /// Commands; closing it ends the process.
@@ -94,10 +94,18 @@ impl Remote {
         let shared = map_shared()?;
         let (commands_read, commands) = pipe()?;
         let (replies, replies_write) = pipe()?;
-        // SAFETY: the caller's promise.
-        let pid = unsafe { libc::fork() };
+        // SAFETY: asks for a number; then, the caller's promise.
+        let (parent, pid) = unsafe { (libc::getpid(), libc::fork()) };
         match pid {
             0 => {
+                // A process that hangs must not outlive us.
+                // SAFETY: plain calls.
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    if libc::getppid() != parent {
+                        exit(1);
+                    }
+                }
                 main(shared.as_ptr(), Ends { commands: commands_read, replies: replies_write });
                 exit(0)
             }

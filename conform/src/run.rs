@@ -84,6 +84,8 @@ pub enum Sabotage {
     Errno,
     /// Mappings made with MAP_FIXED do not merge with others.
     NoMerge,
+    /// `mremap` panics.
+    Panic,
 }
 
 /// What runs.

@@ -37,6 +37,13 @@ fn a_missing_merge_is_found_and_shrunk() {
 }
 
 #[test]
+fn a_panic_is_found_and_shrunk() {
+    let report = run(Config { sabotage: Some(Sabotage::Panic), ..Config::default() }, 20_000);
+    let first = report.first.expect("mremap panics");
+    assert!(first.shrunk.len() == 1 && first.vmalab == "panics: sabotage", "{first:#?}");
+}
+
+#[test]
 fn a_mapping_and_its_neighbour_merge() {
     check(&[
         Mmap { addr: win(0x2000), len: 0x1000, prot: RW, flags: FIXED, file: NoFile, offset: 0 },

@@ -100,9 +100,10 @@ impl Files {
 /// The host's side of one [`Place`].
 pub struct Host {
     place: Place,
-    /// Kept open for the zygote's children.
-    _files: Files,
     zygote: Remote,
+    /// The zygote has its own copies of the descriptors; these keep nothing
+    /// alive, and go when we do.
+    _files: Files,
 }
 
 impl Host {
@@ -117,7 +118,7 @@ impl Host {
         let zygote = unsafe { Remote::fork(|shared, ends| zygote::main(shared, &files, place, reservation, ends)) };
         reservation.free();
         let zygote = zygote.map_err(|(call, errno)| HostError::SetUp(call, errno))?;
-        let host = Host { place, _files: files, zygote };
+        let host = Host { place, zygote, _files: files };
         match host.reply()? {
             0 => Ok(host),
             stage => Err(HostError::Zygote(stage)),
