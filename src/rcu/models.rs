@@ -75,6 +75,19 @@ fn reads_unannounced(world: &World) {
     look(world, 0);
 }
 
+/// What either mutator unlinks: one of the two may reclaim its own after a grace
+/// period that the other has finished.
+fn reads_both(world: &World) {
+    thread::announce();
+    reads_both_unannounced(world);
+}
+
+fn reads_both_unannounced(world: &World) {
+    let _section = read();
+    look(world, 0);
+    look(world, 1);
+}
+
 /// Two sections, one after the other: a grace period may see the second begin
 /// and not the first end.
 fn reads_twice(world: &World) {
@@ -209,5 +222,6 @@ fn two_grace_periods() {
 
 #[test]
 fn two_mutators() {
-    run("rcu: two mutators, a reader", Some(2), &[defers, defers_elsewhere, reads]);
+    run("rcu: two mutators, a reader", Some(2), &[defers, defers_elsewhere, reads_both]);
+    run("rcu: two mutators, a reader without a slot", Some(2), &[defers, defers_elsewhere, reads_both_unannounced]);
 }
