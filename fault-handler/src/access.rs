@@ -99,11 +99,18 @@ pub(crate) fn fixup_for(rip: usize) -> Option<usize> {
 }
 
 /// The addresses that the instruction at `rip`, in a routine of this module,
-/// is about to access: RDI holds the address, and for a copy RSI the other one.
+/// is about to access: RDI holds the first one, and for a copy RSI the other
+/// side's. Of a word it is the first byte and the last, which may lie in the
+/// next page.
 #[inline]
 pub(crate) fn operands(rip: usize, rdi: usize, rsi: usize) -> [usize; 2] {
-    let copies = rip >= (vmalab_copy as *const ()).addr();
-    [rdi, if copies { rsi } else { rdi }]
+    if rip >= (vmalab_copy as *const ()).addr() {
+        [rdi, rsi]
+    } else if rip < (vmalab_load_u8 as *const ()).addr() {
+        [rdi, rdi.wrapping_add(size_of::<u64>() - 1)]
+    } else {
+        [rdi, rdi]
+    }
 }
 
 /// The number that stands for `signal` in RAX.

@@ -250,7 +250,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         // Guards are part of the page tables, which a forked child gets only of
         // VMAs that have an identity.
-        self.anon_vma_prepare(write, vma);
+        if segment.is_anonymous() {
+            self.anon_vma_prepare(write, vma);
+        }
         if let Some(touched) = write.drain(&[*vma]).touched_in(range) {
             self.release_files(&touched);
         }

@@ -159,6 +159,13 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             None => Segment::unfaulted(range, vm_flags),
         };
         let mapping = self.mmap_region(&mut write, segment)?;
+        if vm_flags.contains(VmaFlags::DROPPABLE) && vm_flags.intersects(VmaFlags::LOCK) {
+            // Not locked after all (`vma_supports_mlock`), but populated.
+            let (affected, overlap) = write.affected(range);
+            for vma in &affected[overlap] {
+                write.set_flags(*vma, |segment| segment.flags -= VmaFlags::LOCK);
+            }
+        }
         Ok((mapping, vm_flags))
     }
 

@@ -10,7 +10,6 @@ use crate::pager::Pager;
 use crate::rcu;
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
-use smallvec::SmallVec;
 
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `mprotect(2)`: splits and merges mappings as needed. When it has
@@ -46,16 +45,45 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let mut write = self.core().mmap_write();
         let range = self.grown_range(&write, range, prot)?;
         let (affected, overlap) = write.affected(range);
-        self.settle_anon_vmas(&write, &affected);
-        let mut locked: SmallVec<[PageRange; 2]> = SmallVec::new();
-        let judge = |old: &Segment, piece| {
-            let flags = self.judge(old, piece, prot)?;
+        let unlocks_writes = |old: &Segment| {
             let relevant = VmaFlags::WRITE | VmaFlags::SHARED | VmaFlags::LOCKED;
-            if old.flags & relevant == VmaFlags::LOCKED && flags.contains(VmaFlags::WRITE) {
-                locked.push(piece);
-            }
-            Ok(flags)
+            prot.contains(Prot::WRITE) && old.flags & relevant == VmaFlags::LOCKED
         };
+        if affected[overlap].iter().any(|vma| unlocks_writes(&vma.segment())) {
+            drop(write);
+            return self.protect_locked(range, prot);
+        }
+        self.protect_within(&mut write, range, prot)
+    }
+
+    /// Locked private memory that becomes writable has its pages to itself at
+    /// once, so that no store to it has to wait; VMA by VMA, which decides what
+    /// merges. (The kernel holds the mmap lock throughout; here pages are made
+    /// present without it.)
+    fn protect_locked(&self, range: PageRange, prot: Prot) -> Result<(), Errno> {
+        let mut at = range.start();
+        while at < range.end() {
+            let mut write = self.core().mmap_write();
+            let snapshot = write.snapshot();
+            let next = snapshot.next(at).filter(|next| next.range.contains(at)).ok_or(Errno::ENOMEM)?;
+            // SAFETY: in the tree, so attached, and the mmap lock is held.
+            let old = unsafe { VmaRef::<S>::new(next.ptr) }.segment();
+            let part = PageRange::new(at, next.range.end().min(range.end()));
+            self.protect_within(&mut write, part, prot)?;
+            drop(write);
+            let relevant = VmaFlags::WRITE | VmaFlags::SHARED | VmaFlags::LOCKED;
+            if old.flags & relevant == VmaFlags::LOCKED {
+                let _ = self.mm_populate(part, true);
+            }
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    fn protect_within(&self, write: &mut MmapWrite<'_, S>, range: PageRange, prot: Prot) -> Result<(), Errno> {
+        let (affected, overlap) = write.affected(range);
+        self.settle_anon_vmas(write, &affected);
+        let judge = |old: &Segment, piece| self.judge(old, piece, prot);
         let (modify, stopped) = Modify::lay_out(self.core(), &affected, overlap, range, Some(Errno::ENOMEM), judge);
         if let Some(prepared) = write.prepare(&affected, &modify.layout, None)? {
             // Faults are drained from every VMA that changes, and kept out
@@ -63,12 +91,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             // old protection after this (I9, R26).
             self.change_protection(&modify.changes, |range| prepared.touched_in(range))?;
             drop(write.commit(prepared));
-        }
-        drop(write);
-        // Locked private memory that becomes writable has its pages to itself at
-        // once, so that no store to it has to wait.
-        for range in locked {
-            let _ = self.mm_populate(range, true);
         }
         stopped
     }

@@ -165,7 +165,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let mut last_end = VirtAddr(0);
         let mut at = range.start();
         loop {
-            let next = write.snapshot().next(at).filter(|next| next.range.start() < range.end());
+            // (What was moved may have merged with what it was moved from.)
+            let more = Some(at).filter(|at| *at < range.end()).and_then(|at| write.snapshot().next(at));
+            let next = more.filter(|next| next.range.start() < range.end());
             let Some(next) = next else { return result.map(Remapped::from) };
             if result.is_err() && next.range.start() > range.start() {
                 return Err(Errno::EFAULT);

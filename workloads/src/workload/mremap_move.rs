@@ -48,17 +48,9 @@ impl Moving {
     /// Everything to the other place (MREMAP_FIXED).
     fn change_place<T: Target>(&mut self, ctx: &mut Ctx<T>) -> Flow {
         let (from, to) = (self.start(), self.places[1 - self.at]);
-        let mut done = 0;
-        // As many VMAs as parts of one protection; since Linux 6.17 one call is
-        // enough, but a part at a time works everywhere.
-        while done < self.pages.len() {
-            let alike = self.pages[done..].iter().take_while(|page| page.writable == self.pages[done].writable);
-            let pages = alike.count();
-            let (offset, bytes) = (done * PAGE_SIZE, pages * PAGE_SIZE);
-            let flags = RemapFlags::MAYMOVE | RemapFlags::FIXED;
-            ctx.mremap(ctx.mm, from + offset, bytes, bytes, flags, to + offset)?;
-            done += pages;
-        }
+        // Several VMAs in one call, since Linux 6.17.
+        let flags = RemapFlags::MAYMOVE | RemapFlags::FIXED;
+        ctx.mremap(ctx.mm, from, self.bytes(), self.bytes(), flags, to)?;
         self.at = 1 - self.at;
         if ctx.verify {
             let old = ctx.rng.below(self.pages.len());
@@ -71,16 +63,17 @@ impl Moving {
     fn resize<T: Target>(&mut self, ctx: &mut Ctx<T>) -> Flow {
         let new = 1 + ctx.rng.below(PAGES);
         let old = self.pages.len();
-        // The last part, as far as it is one VMA.
-        let last = self.pages[old - 1].writable;
-        let part = self.pages.iter().rev().take_while(|page| page.writable == last).count().min(old);
-        if new + part <= old {
-            return Ok(());
+        if new < old {
+            // What is cut off may be several VMAs.
+            ctx.mremap(ctx.mm, self.start(), self.bytes(), new * PAGE_SIZE, RemapFlags::empty(), VirtAddr(0))?;
+        } else if new > old {
+            // The last page is surely one VMA's.
+            let last = self.start() + (old - 1) * PAGE_SIZE;
+            let grown = (new - old + 1) * PAGE_SIZE;
+            ctx.mremap(ctx.mm, last, PAGE_SIZE, grown, RemapFlags::empty(), VirtAddr(0))?;
         }
-        let start = self.start() + (old - part) * PAGE_SIZE;
-        let (old_len, new_len) = (part * PAGE_SIZE, (new + part - old) * PAGE_SIZE);
-        ctx.mremap(ctx.mm, start, old_len, new_len, RemapFlags::empty(), VirtAddr(0))?;
-        self.pages.resize(new, Page { value: 0, writable: last });
+        let writable = self.pages[old - 1].writable;
+        self.pages.resize(new, Page { value: 0, writable });
         Ok(())
     }
 
