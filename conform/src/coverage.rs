@@ -129,6 +129,15 @@ pub const EXCLUSIONS: &[(&str, &str)] = &[
          file itself",
     ),
     ("mincore of file pages", "in vmalab every page within a file's size counts as in memory"),
+    (
+        "accesses across a page's end in sequences with files",
+        "a page of a file is present in one mapping at a time: an access that touches one page through two mappings never \
+         ends (docs/semantics.md)",
+    ),
+    (
+        "MADV_FREE and MADV_PAGEOUT in one sequence",
+        "the host keeps the zero page, and pages shared with a forked process; vmalab cannot always tell them",
+    ),
     ("MADV_COLLAPSE, HWPOISON, SOFT_OFFLINE", "outside of vmalab's scope (kernel lineage 4.5)"),
 ];
 

@@ -72,6 +72,7 @@ impl Generator {
             ops.push(maker.op());
         }
         ops.truncate(length);
+        avoid(&mut ops);
         Sequence { setup, ops }
     }
 
@@ -106,6 +107,30 @@ impl Generator {
             }
         }
         weights
+    }
+}
+
+/// Changes what two steps of one sequence must not do together; see
+/// [`LEFT_OUT`](crate::coverage::LEFT_OUT).
+fn avoid(ops: &mut [Op]) {
+    const SHARED: u32 = 1;
+    const FREE: i32 = 8;
+    const PAGEOUT: i32 = 21;
+    const COLD: i32 = 20;
+    let has = |wanted: i32| ops.iter().any(|op| matches!(op, Op::Madvise { advice, .. } if *advice == wanted));
+    let both = has(FREE) && has(PAGEOUT);
+    let files =
+        ops.iter().any(|op| matches!(op, Op::Mmap { flags, file, .. } if flags & SHARED != 0 || *file != Slot::NoFile));
+    for op in ops {
+        match op {
+            Op::Madvise { advice, .. } if both && *advice == PAGEOUT => *advice = COLD,
+            Op::Load { addr } | Op::Store { addr, .. }
+                if files && addr.offset.rem_euclid(PAGE as i64) > PAGE as i64 - 8 =>
+            {
+                addr.offset -= 8;
+            }
+            _ => {}
+        }
     }
 }
 
