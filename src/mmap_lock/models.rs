@@ -114,6 +114,6 @@ mod kernel {
             write(lock, data);
             read(lock, data);
         }
-        run("kernel rwsem: a writer that reads, a reader, a writer", THREE, &[twice, read, write]);
+        run("kernel rwsem: a writer that reads, a reader, a writer", Some(3), &[twice, read, write]);
     }
 }
