@@ -11,8 +11,8 @@
 //! that is mapped, by whatever number of mappings in whatever address space,
 //! is present in **at most one** of them, its *owner*. A fault in another
 //! mapping takes the page away from there. The owner of each page, whether
-//! the store is behind, and the lock under which both change are one word of
-//! [`Inode::slots`]; the [`Mmu`](crate::mmu::Mmu) does the rest.
+//! the store is behind, and the lock under which both change are one word,
+//! [`Inode::slot`]; the [`Mmu`](crate::mmu::Mmu) does the rest.
 //!
 //! What shows of it: a page that was populated may be gone when a system call
 //! meets it (EFAULT, unless kernel faults are served); readers of one page

@@ -17,7 +17,7 @@
 //! The fault path takes the lock for reading in a signal handler. `futex`,
 //! `kernel` and `std` (a futex too, on Linux) allocate nothing, and touch no
 //! thread-local that needs initialisation or a destructor. `parking_lot` makes
-//! its per-thread data when a thread first waits: [`prepare_thread`] has it do
+//! its per-thread data when a thread first waits: `prepare_thread` has it do
 //! so before, when the thread is announced. A thread that never was may
 //! allocate in its first fault that waits. All four use mutexes or spin locks
 //! inside; none is held while the region is touched, so a fault, which is

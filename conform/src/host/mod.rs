@@ -6,9 +6,9 @@
 //!
 //! A [`Host`] forks a **zygote** whose address space is full but for the
 //! scratch window, so that a call without a hint finds its place just where it
-//! does in vmalab's region ([`zygote`]). For each sequence the zygote forks a
+//! does in vmalab's region (`zygote.rs`). For each sequence the zygote forks a
 //! **child**, which runs all steps and writes what it sees into shared memory
-//! ([`child`]): no round trip for a step.
+//! (`child.rs`): no round trip for a step.
 
 mod access;
 mod child;
