@@ -7,9 +7,9 @@
 //! | read-only / writable | UFFDIO_WRITEPROTECT |
 //! | PROT_NONE | UFFDIO_MOVE to the twin, a bit in the hidden bitmap |
 //! | move | UFFDIO_MOVE, from region to region where stores are permitted, else to the twin |
-//! | fork | UFFDIO_MOVE to the arena of shared pages ([`cow`](crate::cow)); back by COPY, the last by MOVE |
+//! | fork | UFFDIO_MOVE to the arena of shared pages (`cow.rs`); back by COPY, the last by MOVE |
 //! | back from the twin | UFFDIO_MOVE, or COPY with MODE_WP where stores are forbidden |
-//! | pages of files | see [`cache`](crate::cache) |
+//! | pages of files | see `cache.rs` |
 //! | unmap | MADV_DONTNEED |
 //!
 //! # Why a page is never lost or doubled while it is unhidden
