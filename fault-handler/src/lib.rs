@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`space`] | an `Mm` with everything it needs below it |
 //! | [`mmu`] | the core's `Mmu` on real page tables |
-//! | [`file`] | files of the host, to be mapped |
+//! | [`mod@file`] | files of the host, to be mapped |
 //! | [`region`] | the memory: reserved, registered, given back |
 //! | [`uffd`] | one userfaultfd: how it is created, its ioctls |
 //! | [`registry`] | from an address to the space that serves it, in a signal handler |

@@ -69,9 +69,12 @@ impl<S: LockScheme, M: Mmu, P: Pager + Clone> Mm<S, M, P> {
         drop(child_write.commit(prepared));
         for vma in &vmas {
             let old = vma.segment();
+            let Some(touched) = drained.touched_in(old.range) else { continue };
             // What a fault can find again is not copied (`vma_needs_copy`).
-            let copied = old.anon_vma != 0 && !old.flags.intersects(VmaFlags::DONTCOPY | VmaFlags::WIPEONFORK);
-            let Some(touched) = drained.touched_in(old.range).filter(|_| copied) else { continue };
+            let needed = old.anon_vma != 0 || self.mmu().first_guarded(old.range).is_some();
+            if !needed || old.flags.intersects(VmaFlags::DONTCOPY | VmaFlags::WIPEONFORK) {
+                continue;
+            }
             self.release_files(&touched);
             let range = touched.span.intersect(old.range);
             let to = moved(range);
