@@ -6,6 +6,8 @@
 # SEED=N     the first seed (default 1)
 # VMALAB=... the command (default target/release/vmalab)
 #
+# Then, for each lock, calls and faults on three threads at once, a tenth as many.
+#
 # One line per run; exit 1 at the first divergence, which is printed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,4 +30,13 @@ for ((seed = first; seed < first + seeds; seed++)); do
       printf 'ok: %s calls, seed %s, %s, %s: no divergence in %d s\n' "$ops" "$seed" "$lock" "$delivery" $((SECONDS - started))
     done
   done
+done
+for lock in mmap rcu typesafe refcount; do
+  status=0
+  said=$("$vmalab" conform --concurrent --ops $((ops / 10 + 1)) --seed "$first" --lock "$lock" 2>&1) || status=$?
+  if ((status != 0)); then
+    printf 'FAILED (exit %d): vmalab conform --concurrent --seed %s --lock %s\n%s\n' "$status" "$first" "$lock" "$said"
+    exit "$status"
+  fi
+  printf 'ok: at once, %s\n' "$lock"
 done

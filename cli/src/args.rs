@@ -264,6 +264,10 @@ pub struct ConformArgs {
     /// Calls in a sequence; each sequence begins with nothing mapped
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sequence_length: u32,
+    /// Run short programs of calls and accesses on three threads at once, and
+    /// check that each ends as some serial order of them does
+    #[arg(long, conflicts_with_all = ["sequence_length", "shrink"])]
+    pub concurrent: bool,
     /// Divergences to shrink; those of one kind are shown once
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub shrink: u32,

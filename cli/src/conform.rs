@@ -9,6 +9,8 @@ use crate::table::{facts, numbers};
 use crate::units::{count, rate};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::time::Instant;
+use vmalab_conform::concurrent;
 use vmalab_conform::run::{First, Progress};
 use vmalab_conform::{Config, Delivery, Lock, Report, Runner};
 
@@ -20,6 +22,9 @@ pub fn run(args: &ConformArgs) -> Result<u8, Failure> {
     let config = config(args)?;
     let json = Json::open(args.json.as_deref())?;
     let interrupt = Interrupt::install()?;
+    if args.concurrent {
+        return at_once(args, config, json, &interrupt);
+    }
     let mut runner = Runner::new(config).map_err(cannot)?;
     let bar = progress_bar(args.ops);
     let report = runner.run(args.ops, &mut |progress| {
@@ -34,6 +39,41 @@ pub fn run(args: &ConformArgs) -> Result<u8, Failure> {
     let report = report.map_err(cannot)?;
     json.write(&report, || text(&report))?;
     Ok(outcome(&report))
+}
+
+/// `--concurrent`.
+fn at_once(args: &ConformArgs, config: Config, json: Json, interrupt: &Interrupt) -> Result<u8, Failure> {
+    let began = Instant::now();
+    let report = concurrent::run(config.seed, args.ops, config.lock, config.delivery, &mut || !interrupt.came())
+        .map_err(|error| Failure::cannot(format!("{error} ('vmalab doctor' checks this machine)")))?;
+    let (found, seconds) = (report.unexplained.as_ref(), began.elapsed().as_secs_f64());
+    let object = serde_json::json!({
+        "schema": 1, "command": "conform", "concurrent": true, "ops": report.steps, "seed": config.seed,
+        "lock": config.lock.name(), "delivery": config.delivery.name(), "seconds": seconds,
+        "programs": report.programs, "outcomes": report.outcomes, "divergences": u64::from(found.is_some()),
+        "by_call": {}, "first": found.map(|unexplained| serde_json::json!({ "program": unexplained.to_string() })),
+    });
+    json.write(&object, || {
+        let per_program = report.outcomes as f64 / report.programs.max(1) as f64;
+        format!(
+            "calls and faults at once on {}, {} delivery\nseed {}, {seconds:.2} s\n\n{}",
+            config.lock.name(),
+            config.delivery.name(),
+            config.seed,
+            facts(
+                NAMES,
+                vec![
+                    ("steps".to_owned(), format!("{} in {} programs", count(report.steps), count(report.programs))),
+                    ("outcomes".to_owned(), format!("{per_program:.1} a program, each that of a serial order")),
+                ]
+            )
+        )
+    })?;
+    if let Some(unexplained) = found {
+        eprintln!("error: {unexplained}");
+        return Ok(status::VIOLATION);
+    }
+    Ok(if interrupt.came() { status::INTERRUPTED } else { status::DONE })
 }
 
 fn config(args: &ConformArgs) -> Result<Config, Failure> {

@@ -20,8 +20,10 @@
 //! | [`remote`] | the processes in which both run |
 //! | [`run`] | the loop |
 //! | [`mod@shrink`] | from a divergence to the shortest sequence |
+//! | [`concurrent`] | several threads at once, against all serial orders |
 //! | [`coverage`] | which errnos were reached, and what is left out |
 
+pub mod concurrent;
 pub mod coverage;
 pub mod emulated;
 pub mod generate;
