@@ -69,6 +69,8 @@
 //! | reuse of objects | [`slab`] |
 //! | grace periods | [`rcu`] |
 //! | one operation from end to end | `src/mm/munmap.rs` |
+//! | what is emulated, and what differs | `docs/semantics.md` |
+//! | how a page of a file is kept | [`mod@file`] |
 //! | which VMAs merge | [`vma::plan`] |
 
 pub mod addr;

@@ -8,7 +8,19 @@
 //! releases all VMA write locks at once. Up to the publication a failure
 //! leaves everything as it was (I14).
 //!
-//! Errors and their order are those of Linux 6.18 (kernel lineage §4.1-4.3).
+//! | file | calls |
+//! |---|---|
+//! | `mmap.rs`, `place.rs` | `mmap`, and where it puts things |
+//! | `munmap.rs`, `brk.rs` | `munmap`, `brk` |
+//! | `modify.rs`, `mprotect.rs`, `mlock.rs`, `mseal.rs`, `madvise.rs` | changes of flags, and what each is about |
+//! | `mremap.rs` | `mremap` |
+//! | `msync.rs`, `mincore.rs`, `maps.rs`, `populate.rs` | what changes no mapping |
+//! | `fork.rs`, `grow.rs` | `fork`, stack growth |
+//! | `anon.rs`, `limits.rs` | `anon_vma`; limits, and the kernel release that is shown |
+//!
+//! Errors and their order are those of Linux 6.18 (kernel lineage §4), and
+//! `vmalab conform` compares them with the host's; `docs/semantics.md` has the
+//! table.
 //! The address space runs from the region's first byte (which stands for
 //! `mmap_min_addr`) to its end (`TASK_SIZE`).
 
