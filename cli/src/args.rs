@@ -383,6 +383,10 @@ pub struct RunArgs {
     /// Pages to install at each fault [default: 1]
     #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub fault_around: Option<u32>,
+    /// Zeroed pages to keep ready, which fault-around of stores moves in
+    /// [default: 0]
+    #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub ready_pages: Option<u32>,
     /// Be hostile: hand VMA objects on at once, poison them when freed, reuse
     /// addresses, delay threads at schedule points ('docs/adversary.md')
     #[arg(long, hide = cfg!(not(feature = "races")))]

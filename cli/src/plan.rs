@@ -171,6 +171,7 @@ fn shared(command: &str, args: &RunArgs) -> Result<StressConfig, Failure> {
         verify: args.verify,
         region: args.region,
         fault_around: args.fault_around.unwrap_or(defaults.fault_around),
+        ready_pages: args.ready_pages.unwrap_or(defaults.ready_pages),
         adversary: args.adversary,
         #[cfg(feature = "races")]
         mutant: args.mutant.as_deref().map(mutant).transpose()?,

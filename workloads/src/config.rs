@@ -165,6 +165,8 @@ pub struct StressConfig {
     pub region: Option<u64>,
     /// `--fault-around`: pages made present by one fault: a power of two up to 64.
     pub fault_around: u32,
+    /// `--ready-pages`: zeroed pages kept ready for fault-around of stores. 0: none.
+    pub ready_pages: u32,
     /// `--adversary`: forced reuse, poison on free, random delays. Only in
     /// builds with the feature `races`.
     pub adversary: bool,
@@ -210,6 +212,7 @@ impl Default for StressConfig {
             verify: false,
             region: None,
             fault_around: 1,
+            ready_pages: 0,
             adversary: false,
             #[cfg(feature = "races")]
             mutant: None,

@@ -94,6 +94,9 @@ impl Checked {
         if !around.is_power_of_two() || around > FAULT_AROUND_MAX {
             return usage(format!("--fault-around {around}: a power of two up to {FAULT_AROUND_MAX} is wanted"));
         }
+        if config.ready_pages > 0 && (around == 1 || config.verify) {
+            return usage("--ready-pages serves --fault-around of plain zero pages: without --verify".to_owned());
+        }
         let mutators = config.mutators.unwrap_or(info.mutators);
         if mutators < info.min_mutators {
             return usage(format!(
@@ -157,9 +160,9 @@ impl Checked {
     fn with_scheme<S: LockScheme>(&self, config: &StressConfig, control: &Control) -> Result<Driven, RunError> {
         let pager = if config.verify { AnyPager::Stamped } else { AnyPager::Zero };
         let (spaces, bytes) = (0..self.plan.address_spaces, self.region_bytes);
-        let around = config.fault_around as usize;
+        let (around, ready) = (config.fault_around as usize, config.ready_pages as usize);
         let faults = |handlers| -> Result<Vec<Faults<S>>, RunError> {
-            let space = |_| Ok(Faults::new(bytes, handlers, pager)?.fault_around(around));
+            let space = |_| Ok(Faults::new(bytes, handlers, pager, ready)?.fault_around(around));
             spaces.clone().map(space).collect()
         };
         match config.delivery {

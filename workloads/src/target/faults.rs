@@ -30,12 +30,18 @@ impl<S: LockScheme> Faults<S> {
     }
 
     /// An empty one. `handlers`: threads of `queue` delivery; `None`: `sigbus`.
-    pub(crate) fn new(bytes: usize, handlers: Option<usize>, pager: AnyPager) -> Result<Faults<S>, RunError> {
+    /// `ready`: zeroed pages kept ready.
+    pub(crate) fn new(
+        bytes: usize,
+        handlers: Option<usize>,
+        pager: AnyPager,
+        ready: usize,
+    ) -> Result<Faults<S>, RunError> {
         let delivery = match handlers {
             None => Delivery::Sigbus,
             Some(handlers) => Delivery::Queue { handlers, polling: false },
         };
-        let space = AddressSpace::builder().region(bytes).delivery(delivery).pager(pager).build();
+        let space = AddressSpace::builder().region(bytes).delivery(delivery).ready_pages(ready).pager(pager).build();
         let space = space.map_err(|error| RunError::Unsupported(error.to_string()))?;
         let range = space.mm().mmu().range();
         Ok(Faults { space, range })
