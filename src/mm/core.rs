@@ -438,7 +438,11 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         if let Some(entry) = self.snapshot().entry_at(addr) {
             // SAFETY: in the tree, and the mmap lock is held for writing.
             let vma: VmaRef<'_, S> = unsafe { VmaRef::new(entry.ptr) };
+            let (mut before, mut after) = (Pages::default(), Pages::default());
+            before.add(&vma.segment());
             vma.set_flags_unlocked(flags);
+            after.add(&vma.segment());
+            self.mm.usage.account(before, after);
         }
     }
 
