@@ -246,7 +246,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 };
                 made += usize::from(installed == Installed::New);
                 let next = at + PAGE_SIZE;
-                let special = next < run.end() && (self.mmu().is_guarded(next) || self.mmu().unhide(next, false)?);
+                // Only the first page must be had: any trouble ends the run.
+                let special =
+                    next < run.end() && (self.mmu().is_guarded(next) || self.mmu().unhide(next, false).unwrap_or(true));
                 if installed == Installed::Exists || special {
                     break;
                 }

@@ -418,9 +418,9 @@ impl UffdMmu {
         let end = (file.index + range.pages() as u64).min(file.inode.pages_max());
         let mut result = Ok(());
         for index in file.index..end {
-            // Relaxed: a store that is ordered before this call has set the bit
-            // before it passed.
-            if file.inode.slot(index).load(Ordering::Relaxed) & DIRTY == 0 {
+            // Relaxed: a store that is ordered before this call has locked the
+            // slot before it passed, and who unlocks it shows the bit.
+            if file.inode.slot(index).load(Ordering::Relaxed) & (DIRTY | LOCK) == 0 {
                 continue;
             }
             let mut slot = Locked::new(file.inode, index);
@@ -445,14 +445,16 @@ impl UffdMmu {
         let end = all.min(file.inode.pages_max());
         for index in file.index..end {
             let mut slot = Locked::new(file.inode, index);
+            // First: if it cannot be, nothing is lost.
+            store.punch(index << PAGE_SHIFT, PAGE_SIZE as u64)?;
             if let Some(owner) = slot.owner() {
                 drop_pages(PageRange::sized(owner.page, PAGE_SIZE));
                 slot.take_from(owner);
             }
-            store.punch(index << PAGE_SHIFT, PAGE_SIZE as u64)?;
         }
         // Never mapped.
-        let rest = all.saturating_sub(end.max(file.index));
-        if rest > 0 { store.punch(end << PAGE_SHIFT, rest << PAGE_SHIFT) } else { Ok(()) }
+        let from = end.max(file.index);
+        let rest = all.saturating_sub(from);
+        if rest > 0 { store.punch(from << PAGE_SHIFT, rest << PAGE_SHIFT) } else { Ok(()) }
     }
 }

@@ -33,9 +33,14 @@ impl Presence {
     }
 
     /// Whether some page of `range` may be stored to and is not the zero page.
-    /// `false` where the kernel cannot tell (before Linux 6.7).
+    /// Where the kernel cannot tell (before Linux 6.7): whether any is present.
     pub fn written(&self, range: PageRange) -> bool {
-        let Some(pagemap) = self.pagemap.as_ref().filter(|_| !range.is_empty()) else { return false };
+        if range.is_empty() {
+            return false;
+        }
+        let Some(pagemap) = &self.pagemap else {
+            return runs_by_mincore(range, |_| Err(())).is_err();
+        };
         loop {
             match scan(pagemap, range, WRITTEN, &mut [NOTHING; 1]) {
                 Ok((runs, _)) => return runs > 0,

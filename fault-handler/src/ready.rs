@@ -6,8 +6,9 @@
 //! away). A fault takes a ready block, moves as many pages as it needs, and
 //! puts the block among the used ones; a thread of the pool makes used blocks
 //! ready again. Nobody else touches the memory, so what was not moved stays
-//! zero. Both queues are lock-free and never allocate; a fault that finds
-//! nothing ready does without.
+//! zero. The queues never allocate; who pops may spin for the moment in which
+//! another thread is between the two halves of a push, so that thread takes no
+//! signals, and a fault that finds nothing ready does without.
 //!
 //! A move costs a TLB shootdown as soon as two threads run, so single pages are
 //! better copied: the pool serves fault-around.
@@ -92,7 +93,11 @@ impl Pool {
             let _ = pool.blocks.ready.push(block);
         }
         let blocks = Arc::clone(&pool.blocks);
+        // With every signal blocked: a handler that touched the region inside a
+        // push would wait for its own thread.
+        let mask = nix::sys::signal::SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let filler = std::thread::Builder::new().name("vmalab-ready".to_owned()).spawn(move || blocks.keep_filling());
+        mask.thread_set_mask()?;
         pool.filler = Some(filler.map_err(|_| Errno::EAGAIN)?);
         Ok(pool)
     }

@@ -205,6 +205,23 @@ impl ProtBits {
     }
 }
 
+/// What the model knows of: private memory, and nothing special about it.
+/// (`vmalab conform` compares the rest with the host.)
+fn modelled(flags: MapFlags) -> MapFlags {
+    let special = MapFlags::LOCKED
+        | MapFlags::GROWSDOWN
+        | MapFlags::HUGETLB
+        | MapFlags::MAP_32BIT
+        | MapFlags::SYNC
+        | MapFlags::NONBLOCK;
+    let flags = flags - special;
+    // SHARED and DROPPABLE.
+    match flags.bits() & 0x0f {
+        1 | 8 => (flags - MapFlags::SHARED - MapFlags::DROPPABLE) | MapFlags::PRIVATE,
+        _ => flags,
+    }
+}
+
 impl Flags {
     fn get(self) -> MapFlags {
         let anon = MapFlags::PRIVATE | MapFlags::ANONYMOUS;
@@ -217,7 +234,7 @@ impl Flags {
             Flags::Fixed { noreserve, stack, populate } => anon | MapFlags::FIXED | extra(noreserve, stack, populate),
             Flags::NoReplace { also_fixed } => anon | MapFlags::FIXED_NOREPLACE | with(MapFlags::FIXED, also_fixed),
             Flags::NotAnonymous => MapFlags::PRIVATE,
-            Flags::Any(bits) => MapFlags::from_bits_retain(bits),
+            Flags::Any(bits) => modelled(MapFlags::from_bits_retain(bits)),
         }
     }
 }

@@ -54,12 +54,13 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             if first.is_none_or(|first| first.range.start().get() >= old_end) {
                 return unchanged;
             }
-            set();
+            // (The kernel lets go of the lock for the pages; here the break and
+            // the heap change together.)
             let range = PageRange::new(VirtAddr(new_end), VirtAddr(old_end));
-            if self.unmap_and_release(write, range, None).is_err() {
-                core.usage.brk.store(old as u64, Ordering::Relaxed);
+            if self.unmap_within(&mut write, range).is_err() {
                 return unchanged;
             }
+            set();
             return VirtAddr(addr);
         }
         let range = PageRange::new(VirtAddr(old_end), VirtAddr(new_end));

@@ -247,9 +247,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// by a fault of their own. 1, as at first, is what Linux does.
     ///
     /// # Panics
-    /// If `pages` is not a power of two.
+    /// If `pages` is not a power of two, or more than 65536.
     pub fn set_fault_around(&self, pages: usize) {
-        assert!(pages.is_power_of_two(), "fault-around of {pages} pages");
+        assert!(pages.is_power_of_two() && pages <= 1 << 16, "fault-around of {pages} pages");
         self.core.set_fault_around(pages);
     }
 

@@ -47,8 +47,8 @@ impl Remap {
     }
 
     fn overlaps(&self) -> bool {
-        let old_end = self.addr.wrapping_add(self.old_len);
-        let new_end = self.new_addr.wrapping_add(self.new_len);
+        let old_end = self.addr.saturating_add(self.old_len);
+        let new_end = self.new_addr.saturating_add(self.new_len);
         old_end > self.new_addr && new_end > self.addr
     }
 }
@@ -141,7 +141,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         } else if remap.old_len == remap.new_len {
             remap.addr.into()
         } else if remap.old_len > remap.new_len {
-            let tail = PageRange::sized(VirtAddr(remap.addr + remap.new_len), remap.delta());
+            let tail = self.tail(&remap)?;
             self.unmap_and_release(write, tail, None)?;
             return Ok(remap.addr.into());
         } else {
@@ -224,6 +224,17 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         Ok(vma)
     }
 
+    /// What a call that shrinks cuts off.
+    fn tail(&self, remap: &Remap) -> Result<PageRange, Errno> {
+        let start = remap.addr + remap.new_len;
+        let top = self.range().end().get();
+        // As `do_vmi_munmap` judges it.
+        if start > top || remap.delta() > top - start {
+            return Err(Errno::EINVAL);
+        }
+        Ok(PageRange::sized(VirtAddr(start), remap.delta()))
+    }
+
     /// What is mapped at `addr`.
     fn source(&self, write: &MmapWrite<'_, S>, addr: usize) -> Option<Segment> {
         let vma = write.snapshot().lookup(VirtAddr(addr))?;
@@ -274,7 +285,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             self.unmap_within(write, PageRange::sized(VirtAddr(remap.new_addr), remap.new_len))?;
         }
         if remap.old_len > remap.new_len {
-            let tail = PageRange::sized(VirtAddr(remap.addr + remap.new_len), remap.delta());
+            let tail = self.tail(&remap)?;
             self.unmap_within(write, tail)?;
             remap.old_len = remap.new_len;
         }
