@@ -117,6 +117,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if overlap.is_empty() {
             return Ok(None);
         }
+        // What is cut apart must know its identity first.
+        let cut = affected[overlap.clone()].iter().filter(|vma| !range.covers(vma.segment().range));
+        self.settle_anon_vmas(write, &cut.copied().collect());
         self.may_unmap(write, range, &affected, &overlap)?;
         let mut layout = Layout::new();
         for (place, vma) in affected.iter().enumerate() {
