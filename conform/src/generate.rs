@@ -117,6 +117,7 @@ fn avoid(ops: &mut [Op]) {
     const FREE: i32 = 8;
     const PAGEOUT: i32 = 21;
     const COLD: i32 = 20;
+    const HALF: i64 = PAGE as i64 / 2;
     let has = |wanted: i32| ops.iter().any(|op| matches!(op, Op::Madvise { advice, .. } if *advice == wanted));
     let both = has(FREE) && has(PAGEOUT);
     let files =
@@ -124,10 +125,10 @@ fn avoid(ops: &mut [Op]) {
     for op in ops {
         match op {
             Op::Madvise { advice, .. } if both && *advice == PAGEOUT => *advice = COLD,
-            Op::Load { addr } | Op::Store { addr, .. }
-                if files && addr.offset.rem_euclid(PAGE as i64) > PAGE as i64 - 8 =>
+            Op::Load { addr } | Op::Store { addr, .. } | Op::LoadByte { addr } | Op::StoreByte { addr, .. }
+                if files && addr.offset.rem_euclid(PAGE as i64) > HALF - 8 =>
             {
-                addr.offset -= 8;
+                addr.offset -= HALF;
             }
             _ => {}
         }
