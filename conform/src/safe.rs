@@ -41,7 +41,8 @@ pub fn is_safe(op: &Op, place: Place) -> bool {
         Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
             let target = flags & MREMAP_TO == 0 || inside(new_addr, new_len, bytes) || beyond(new_addr, new_len);
             let hint = new_addr.base != Base::Abs || new_addr.offset as usize <= PAGE;
-            inside(addr, old_len, bytes) && target && hint
+            // (A length of 0 still names the page at `addr`.)
+            inside(addr, old_len.max(1), bytes) && target && hint
         }
         Op::Mprotect { addr, len, .. }
         | Op::Madvise { addr, len, .. }
