@@ -89,6 +89,9 @@ pub(super) struct Usage {
     total_vm: AtomicU64,
     data_vm: AtomicU64,
     locked_vm: AtomicU64,
+    /// Pages that the kernel goes on counting as locked though they are not: the
+    /// old mapping of an MREMAP_DONTUNMAP.
+    locked_still: AtomicU64,
     /// `start_brk`, `brk`.
     pub(super) start_brk: AtomicU64,
     pub(super) brk: AtomicU64,
@@ -126,6 +129,7 @@ impl Usage {
             total_vm: zero(),
             data_vm: zero(),
             locked_vm: zero(),
+            locked_still: zero(),
             start_brk: zero(),
             brk: zero(),
         };
@@ -205,7 +209,12 @@ impl<S: LockScheme> MmCore<S> {
 
     /// `locked_vm`, in pages.
     pub(super) fn locked_vm(&self) -> u64 {
-        self.usage.pages().locked
+        self.usage.pages().locked + self.usage.locked_still.load(Ordering::Relaxed)
+    }
+
+    /// `pages` are not locked any more, and go on being counted.
+    pub(super) fn still_counts_locked(&self, pages: u64) {
+        self.usage.locked_still.fetch_add(pages, Ordering::Relaxed);
     }
 
     /// Whether `pages` pages more (a difference, which may be negative) of a

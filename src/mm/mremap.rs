@@ -404,6 +404,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let (affected, overlap) = write.affected(old);
         for vma in &affected[overlap] {
             let whole = vma.segment().range == old;
+            if vma.segment().flags.contains(VmaFlags::LOCKED) {
+                self.core().still_counts_locked(vma.segment().range.pages() as u64);
+            }
             write.set_flags(*vma, |segment| {
                 segment.flags -= VmaFlags::LOCK;
                 if whole {
