@@ -150,6 +150,9 @@ impl fmt::Display for OpenError {
             OpenError::Missing => f.write_str(
                 "the kernel has no userfaultfd: use one built with CONFIG_USERFAULTFD=y (Linux 5.11 or later)",
             ),
+            OpenError::Denied(attempts) if attempts.iter().any(|a| matches!(a.result, Err(Errno::EMFILE | Errno::ENFILE))) => {
+                f.write_str("no descriptor is left for a userfaultfd: raise the limit on open files (ulimit -n), or ask for fewer address spaces")
+            }
             OpenError::Denied(attempts) => {
                 f.write_str("no right to create a userfaultfd (")?;
                 for (i, attempt) in attempts.iter().enumerate() {

@@ -2,6 +2,7 @@
 //! address space: every call and access is counted, timed and (with
 //! `--verify`) logged here.
 
+use crate::RunError;
 use crate::measure::{Op, Recorder, bump};
 use crate::report::Violation;
 use crate::rng::Rng;
@@ -24,6 +25,8 @@ pub(crate) enum Fail {
     Violation(Box<Violation>),
     /// A call failed that must not.
     Error(String),
+    /// This machine or user cannot do it, or not any more.
+    Unsupported(String),
 }
 
 /// What workload code returns.
@@ -190,7 +193,10 @@ impl<T: Target> Ctx<T> {
         if self.verify {
             self.event(Op::Fork.name(), mm, 0, 0, Ended::Ok);
         }
-        result.map_err(|error| Fail::Error(error.to_string()))
+        result.map_err(|error| match error {
+            RunError::Unsupported(text) => Fail::Unsupported(text),
+            other => Fail::Error(other.to_string()),
+        })
     }
 
     #[inline]

@@ -114,7 +114,7 @@ fn drive_as<T: Target, W: Workload>(
 
     let (mut violations, error) = crew.failures(&missing);
     if let (true, Some(error)) = (violations.is_empty(), error) {
-        return Err(RunError::Internal(error));
+        return Err(error);
     }
     if violations.is_empty() {
         violations.extend(validate(&shared));
@@ -142,6 +142,7 @@ fn failure_at_set_up(fail: Fail) -> RunError {
         Fail::Stop => "stopped during set-up".to_owned(),
         Fail::Violation(violation) => violation.to_string(),
         Fail::Error(text) => text,
+        Fail::Unsupported(text) => return RunError::Unsupported(text),
     })
 }
 
@@ -227,7 +228,7 @@ impl Crew {
     }
 
     /// The violations, with everyone's events, and the first other error.
-    fn failures(&self, missing: &[usize]) -> (Vec<Violation>, Option<String>) {
+    fn failures(&self, missing: &[usize]) -> (Vec<Violation>, Option<RunError>) {
         let mut violations = Vec::new();
         let mut error = None;
         for finished in &self.finished {
@@ -237,7 +238,8 @@ impl Crew {
                     violation.events = self.events_before(finished);
                     violations.push(violation);
                 }
-                Err(Fail::Error(text)) => error = error.or(Some(text.clone())),
+                Err(Fail::Error(text)) => error = error.or(Some(RunError::Internal(text.clone()))),
+                Err(Fail::Unsupported(text)) => error = error.or(Some(RunError::Unsupported(text.clone()))),
                 Ok(()) | Err(Fail::Stop) => {}
             }
         }

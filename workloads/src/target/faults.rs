@@ -95,7 +95,8 @@ impl<S: LockScheme> Target for Faults<S> {
     }
 
     fn fork(&self) -> Result<Faults<S>, RunError> {
-        let space = self.space.fork().map_err(|error| RunError::Internal(format!("fork: {error}")))?;
+        // Memory, descriptors, threads or rights: nothing that a lock does wrong.
+        let space = self.space.fork().map_err(|error| RunError::Unsupported(format!("fork: {error}")))?;
         let range = space.mm().mmu().range();
         Ok(Faults { space, range })
     }
