@@ -357,3 +357,32 @@ scenarios! {
         SetLimit { what: Data, pages: 2 }, map_as(8, 1, R, FIXED), unmap(0, 8), map(0, 2), map(2, 1), map_as(2, 2, R, FIXED), protect(2, 2, RW),
     ];
 }
+
+// What random sequences have found in vmalab.
+scenarios! {
+    guards_of_shared_memory_are_inherited: [map_as(0, 1, R, 0x31), advise(0, 1, GUARD), Fork, load(0)];
+    guards_give_file_mappings_no_identity: [
+        map_file(0x1d, 3, NONE, 0x12, ReadOnly, 0), protect(0x1f, 1, W), store(0x1f), advise(0x1d, 1, GUARD), protect(0x1e, 1, W),
+    ];
+    a_store_after_a_load_is_noticed_before_a_cut: [
+        map(0x18, 5), load(0x1c), store(0x1c), unmap(0x19, 1), protect(0x18, 1, NONE),
+    ];
+    dontunmap_to_the_page_above: [map_as(3, 9, NONE, FIXED), remap(4, 1, 1, MOVE_TO | 4, 12)];
+    locked_and_droppable: [Mlockall { flags: 2 }, map_as(0, 1, NONE, 0x38), map_as(1, 1, NONE, 0x38)];
+    locked_memory_made_writable: [
+        map_as(0, 0x26, NONE, FIXED), Mlock { addr: page(0x23), len: 3 * PAGE }, protect(0x25, 1, W), protect(0x23, 1, R), protect(0x23, 2, W),
+    ];
+    locked_memory_left_behind_still_counts: [
+        map_as(0, 3, NONE, FIXED), Mlock { addr: page(1), len: PAGE }, remap(1, 2, 2, MOVE_TO | 4, 20),
+        SetLimit { what: Memlock, pages: 4 }, map_as(30, 4, NONE, FIXED), Mlock { addr: page(30), len: 3 * PAGE }, Mlock { addr: page(30), len: PAGE },
+    ];
+    a_move_that_shrinks_reaches_beyond_its_mapping: [map_as(9, 3, NONE, FIXED), remap(11, 2, 1, MOVE_TO, 0)];
+    splits_stay_when_the_limit_refuses: [
+        map_as(0, 3, NONE, FIXED), SetLimit { what: AddressSpace, pages: 0 }, map_as(1, 1, NONE, FIXED),
+    ];
+    the_heap_merges_with_the_heap_alone: [map(0x17, 1), Brk { to: page(0x19) }, Brk { to: page(0x1a) }];
+    a_bad_access_across_pages: [map(0, 1), Store { addr: win(PAGE - 4), value: 1 }, load(0)];
+    sequences_of_moves_keep_zero_pages: [
+        map_as(0, 1, R, FIXED), load(0), remap(0, 1, 2, MOVE_TO, 9), remap(9, 2, 2, MOVE_TO | 4, 11),
+    ];
+}

@@ -25,6 +25,7 @@ for_each_scheme!(
     listing_reads_like_proc,
     a_stack_grows,
     one_fault_brings_its_neighbours,
+    mremap_of_absurd_lengths,
     objects_return_to_the_slab,
 );
 
@@ -396,4 +397,18 @@ fn one_fault_brings_its_neighbours<S: LockScheme>() {
         assert_eq!(load(&mm, page(18) + VALUE), Ok(9));
         mm.validate();
     }
+}
+
+fn mremap_of_absurd_lengths<S: LockScheme>() {
+    use crate::mm::RemapFlags;
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), 2 * PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(8), PAGE_SIZE, RW, FIXED).unwrap();
+    let fixed = RemapFlags::MAYMOVE | RemapFlags::FIXED;
+    for old_len in [usize::MAX & !(PAGE_SIZE - 1), usize::MAX / 2, 15 * PAGE_SIZE] {
+        assert_eq!(mm.mremap(page(2), old_len, PAGE_SIZE, RemapFlags::empty(), 0), Err(Errno::EINVAL), "{old_len:#x}");
+        assert_eq!(mm.mremap(page(2), old_len, PAGE_SIZE, fixed, page(8)), Err(Errno::EINVAL), "{old_len:#x}");
+        assert_eq!(listing(&mm), [(2, 4, 3), (8, 9, 3)], "{old_len:#x}");
+    }
+    mm.validate();
 }
