@@ -143,6 +143,14 @@ fn defers_elsewhere(world: &World) {
     poll();
 }
 
+/// A section that a grace period of another mutator must wait for, which this one
+/// then moves on: who begins a grace period and who sees a counter at zero are two.
+fn reads_and_helps(world: &World) {
+    thread::announce();
+    drop_after_look(world);
+    READERS.push(2);
+}
+
 fn synchronizes(world: &World) {
     let old = unlink(world, 0);
     synchronize();
@@ -224,4 +232,12 @@ fn two_grace_periods() {
 fn two_mutators() {
     run("rcu: two mutators, a reader", Some(2), &[defers, defers_elsewhere, reads_both]);
     run("rcu: two mutators, a reader without a slot", Some(2), &[defers, defers_elsewhere, reads_both_unannounced]);
+}
+
+/// Needs the Release half of `advance`'s addition: a section that begins after it
+/// must see what was unlinked before another thread's barrier.
+#[test]
+fn another_ends_what_one_began() {
+    let actors: &[Actor] = &[defers, reads_and_helps, reads_unannounced];
+    run("rcu: another ends the grace period, a reader without a slot", Some(2), actors);
 }
