@@ -17,6 +17,7 @@ use crate::mmu::{Installed, Mmu, MmuError, PageBuf};
 use crate::pager::{PageRequest, Pager};
 use crate::races::{Mutant, Point, mutant, point};
 use crate::stats::{Counter, count, count_n};
+use crate::trace::{self, trace};
 use crate::vma::{Hold, VmaFlags, VmaRead};
 
 /// The access that faulted.
@@ -64,12 +65,14 @@ enum Step {
 impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
     fn serve_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
         count(Counter::Fault);
+        trace!(FaultEntry, fault_entry, addr.get() as u64, trace::access(access));
         let outcome = self.vma_lock_fault(addr, access).unwrap_or_else(|| self.mmap_lock_fault(addr, access));
         match outcome {
             Outcome::Done => {}
             Outcome::Signal(Signal::Bus) => count(Counter::FaultBus),
             Outcome::Signal(_) => count(Counter::FaultSegv),
         }
+        trace!(FaultReturn, fault_return, addr.get() as u64, trace::outcome(outcome));
         outcome
     }
 }
@@ -98,6 +101,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             Ok(vma) => unsafe { VmaRead::new(self.core(), vma, Hold::Vma) },
             Err(abort) => {
                 count(abort.counter());
+                trace!(Abort, abort, addr.get() as u64, abort as u64);
                 return None;
             }
         };
@@ -119,12 +123,14 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// The fault under the mmap lock (`lock_mm_and_find_vma`).
     pub(crate) fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
         point(Point::Fallback);
+        trace!(Fallback, fallback, addr.get() as u64, 0);
         let read = self.core().mmap_read();
         let found = {
             let snapshot = read.snapshot();
             point(Point::Walk);
             snapshot.lookup(addr)
         };
+        trace!(Lookup, lookup, addr.get() as u64, found.map_or(0, |vma| trace::id_of(vma.as_ptr())));
         let (read, vma) = match found {
             Some(vma) => (read, vma),
             None => {
@@ -159,16 +165,18 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         // Before the page appears: who removes it looks here first.
         vma.set_touched();
         let page = addr.page();
+        trace!(Install, install, page.get() as u64, 0);
         let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
             // somebody else has just served the same page.
             (true, None) if access.write => self.mmu().allow_write(page),
             (true, Some(file)) if access.write => self.mmu().allow_write_file(page, file, !private),
             (true, _) => Ok(()),
-            (false, _) if self.mmu().is_guarded(page) => return Step::Finished(Outcome::Signal(Signal::MapErr)),
+            (false, _) if self.mmu().is_guarded(page) => Err(MmuError::Gone),
             (false, None) => self.make_present(vma, page, access.write),
             (false, Some(_)) => self.make_file_present(vma, page, access.write),
         };
+        trace!(InstallReturn, install_return, page.get() as u64, u64::from(done.is_ok()));
         Step::Finished(match done {
             // Again: the access is repeated, and so is the fault if need be.
             Ok(()) | Err(MmuError::Again) => Outcome::Done,

@@ -91,6 +91,7 @@ pub mod slab;
 pub mod stats;
 pub mod sync;
 pub mod thread;
+pub mod trace;
 pub mod tree;
 pub mod vma;
 

@@ -8,7 +8,7 @@ use crate::output::Json;
 use crate::plan;
 use crate::table::{facts, numbers};
 use crate::units::{count, nanoseconds, rate, size};
-use vmalab_workloads::{AdversaryReport, Distribution, StressReport, VerifyReport, VmaLockReport};
+use vmalab_workloads::{AdversaryReport, AttributionReport, Distribution, StressReport, VerifyReport, VmaLockReport};
 
 /// Width of the names at the left of a report.
 const NAMES: u16 = 16;
@@ -66,6 +66,10 @@ pub fn table(report: &StressReport) -> String {
         let fact =
             format!("p50 is {:.2} of its floor ({}: {})", floor.ratio, floor.title, nanoseconds(floor.ns as f64));
         text.push_str(&facts(NAMES, vec![("floor".to_owned(), fact)]));
+    }
+    if let Some(attribution) = &report.attribution {
+        text.push('\n');
+        text.push_str(&attributed(attribution));
     }
     let inside = inside(report);
     if !inside.is_empty() {
@@ -136,6 +140,38 @@ fn latencies(report: &StressReport) -> Vec<Vec<String>> {
         add("mmap_lock write wait", mmap_lock.write_wait_ns.as_ref());
     }
     rows
+}
+
+/// Where the faults' time went.
+fn attributed(attribution: &AttributionReport) -> String {
+    let header = ["where a fault's time goes", "mean", "share", "p50", "p99"].map(str::to_owned).to_vec();
+    let row = |name: &str, share: f64, mean: f64, whole: Option<&Distribution>| {
+        let percentile = |of: fn(&Distribution) -> u64| whole.map_or_else(String::new, |d| nanoseconds(of(d) as f64));
+        vec![
+            name.to_owned(),
+            nanoseconds(mean),
+            format!("{:.1}%", 100.0 * share),
+            percentile(|d| d.p50),
+            percentile(|d| d.p99),
+        ]
+    };
+    let mut rows: Vec<Vec<String>> =
+        attribution.phases.iter().map(|phase| row(&phase.phase, phase.share, phase.ns.mean, Some(&phase.ns))).collect();
+    let whole = &attribution.whole_ns;
+    rows.push(row("sum", attribution.sum_ns / whole.mean, attribution.sum_ns, None));
+    rows.push(row("whole", 1.0, whole.mean, Some(whole)));
+    let left_out = match attribution.discarded {
+        0 => String::new(),
+        n => format!(", {} left out", count(n)),
+    };
+    let fact = format!(
+        "one access in {}: {} faults{left_out}; sum and whole differ by {:.3}%; a reading of the clock takes {}",
+        attribution.one_in,
+        count(attribution.faults),
+        100.0 * attribution.error.abs(),
+        nanoseconds(attribution.clock_ns)
+    );
+    numbers(Some(header), rows) + &facts(NAMES, vec![("sampled".to_owned(), fact)])
 }
 
 /// What the address spaces counted.
@@ -296,6 +332,9 @@ pub mod tests {
             "region_bytes": 137_438_953_472_u64, "seed": u64::MAX, "seconds": 5.0, "interrupted": false,
             "faults": 123_456_789_012_u64, "faults_per_s": faults_per_s, "pages": 123_456_789_012_u64,
             "touches": 1, "fault_ns": latency,
+            "attribution": {"one_in": 127, "faults": 999_999_999, "discarded": 1_000, "sum_ns": 12_345.6,
+                "whole_ns": latency, "error": 1e-9, "clock_ns": 9.5,
+                "phases": [{"phase": "delivery", "share": 0.5, "ns": latency}]},
             "ops": {"mmap": 123_456_789, "munmap": 123_456_789, "mprotect": 123_456_789}, "ops_per_s": 4210.0,
             "op_ns": {"mmap": latency, "munmap": latency, "mprotect": latency},
             "vma_lock": {"success": 999_999_999, "abort": 1_000_000, "retry": 1_000_000, "miss": 1_000_000,

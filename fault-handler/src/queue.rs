@@ -42,8 +42,8 @@ use std::time::Duration;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, Outcome, Signal};
-use vmalab::rcu;
 use vmalab::sync::{futex_wait, futex_wake};
+use vmalab::{rcu, trace};
 
 /// Messages that one read may fetch: few, so that handler threads share them.
 const BATCH: usize = 4;
@@ -152,6 +152,7 @@ impl Message {
 impl Shared {
     fn run(&self, polling: bool) {
         vmalab::thread::announce();
+        trace::follow_thread();
         let mut buffer = EventBuffer::new(BATCH);
         self.ready.fetch_add(1, Ordering::Relaxed);
         futex_wake(&self.ready, i32::MAX);
@@ -191,6 +192,7 @@ impl Shared {
     }
 
     fn handle(&self, message: &Message, serial: u32) {
+        trace::fault_delivered(message.addr);
         let outcome = {
             let section = rcu::FAULTS.enter();
             match registry::find(&section, message.addr) {

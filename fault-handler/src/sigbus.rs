@@ -34,7 +34,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vmalab::addr::VirtAddr;
 use vmalab::fault::{Access, Outcome, Signal};
-use vmalab::rcu;
+use vmalab::{rcu, trace};
 
 /// Bits of the x86 page-fault error code.
 const ERR_PRESENT: i64 = 1 << 0;
@@ -201,6 +201,7 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
 }
 
 fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault) {
+    trace::fault_delivered(fault.addr);
     if fault.queued.is_some() {
         CONSUMED.count();
         // Before anything else: a late signal may find this thread anywhere,

@@ -34,6 +34,7 @@ use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu::ReadGuard;
 use crate::slab::Slab;
 use crate::stats::{Counter, count};
+use crate::trace::{id_of, trace};
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
@@ -230,9 +231,10 @@ impl Walk {
             snapshot
         };
         point(Point::Walk);
-        let found = snapshot.lookup(addr).ok_or(Abort::NoVma)?;
+        let found = snapshot.lookup(addr);
+        trace!(Lookup, lookup, addr.get() as u64, found.map_or(0, |vma| id_of(vma.as_ptr())));
         point(Point::H1);
-        Ok(found)
+        found.ok_or(Abort::NoVma)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::report::Violation;
 use crate::rng::Rng;
 use crate::shared::{Phase, Shared};
 use crate::target::Target;
+use crate::trace::attribution::{Sampler, Watch};
 use crate::verify::log::{Ended, Event, Log};
 use std::sync::Arc;
 use vmalab::Errno;
@@ -61,6 +62,7 @@ pub(crate) struct Ctx<T> {
     pub(crate) verify: bool,
     pub(crate) recorder: Recorder,
     pub(crate) log: Log,
+    sampler: Sampler,
     measuring: bool,
     values: u64,
 }
@@ -78,6 +80,7 @@ impl<T: Target> Ctx<T> {
             verify: shared.plan.verify,
             recorder: Recorder::new(),
             log: Log::default(),
+            sampler: Sampler::new(worker),
             measuring: shared.plan.warmup.is_zero(),
             values: (worker as u64) << 40,
             shared,
@@ -228,10 +231,9 @@ impl<T: Target> Ctx<T> {
     /// A store that is expected to fault: its latency is `fault_ns`.
     #[inline]
     pub(crate) fn first_store(&mut self, mm: usize, addr: VirtAddr, value: u64) -> Result<(), Signal> {
-        let clock = &self.shared.clock;
-        let start = clock.raw();
+        let (start, watch) = self.begin(addr);
         let result = self.shared.targets[mm].store(addr, value);
-        let ns = clock.delta_as_nanos(start, clock.raw());
+        let ns = self.end(start, watch);
         self.record_fault(ns);
         self.log_access("store", mm, addr, result.map(|()| value));
         result
@@ -241,7 +243,7 @@ impl<T: Target> Ctx<T> {
     /// thread can tell: in `queue` delivery it is not this thread that counts.
     #[inline]
     pub(crate) fn load(&mut self, mm: usize, addr: VirtAddr) -> Result<u64, Signal> {
-        let result = self.maybe_fault(mm, |target| target.load(addr));
+        let result = self.maybe_fault(mm, addr, |target| target.load(addr));
         self.log_access("load", mm, addr, result);
         result
     }
@@ -249,24 +251,47 @@ impl<T: Target> Ctx<T> {
     /// A store that may fault, as [`load`](Ctx::load).
     #[inline]
     pub(crate) fn store(&mut self, mm: usize, addr: VirtAddr, value: u64) -> Result<(), Signal> {
-        let result = self.maybe_fault(mm, |target| target.store(addr, value));
+        let result = self.maybe_fault(mm, addr, |target| target.store(addr, value));
         self.log_access("store", mm, addr, result.map(|()| value));
         result
     }
 
     #[inline]
-    fn maybe_fault<V>(&mut self, mm: usize, access: impl FnOnce(&T) -> Result<V, Signal>) -> Result<V, Signal> {
+    fn maybe_fault<V>(
+        &mut self,
+        mm: usize,
+        addr: VirtAddr,
+        access: impl FnOnce(&T) -> Result<V, Signal>,
+    ) -> Result<V, Signal> {
         let faults = stats::of_this_thread(Counter::Fault);
-        let clock = &self.shared.clock;
-        let start = clock.raw();
+        let (start, watch) = self.begin(addr);
         let result = access(&self.shared.targets[mm]);
-        if result.is_ok() && stats::of_this_thread(Counter::Fault) != faults {
-            let ns = clock.delta_as_nanos(start, clock.raw());
+        let faulted = result.is_ok() && stats::of_this_thread(Counter::Fault) != faults;
+        let ns = if faulted || watch.is_some() { self.end(start, watch) } else { 0 };
+        if faulted {
             self.record_fault(ns);
         } else {
             self.recorder.touches += 1;
         }
         result
+    }
+
+    /// The clock reading before an access; some are watched more closely.
+    #[inline]
+    fn begin(&mut self, addr: VirtAddr) -> (u64, Option<Watch>) {
+        let clock = &self.shared.clock;
+        if T::COUNTS { self.sampler.begin(clock, addr) } else { (clock.raw(), None) }
+    }
+
+    /// After the access: how many nanoseconds it took.
+    #[inline]
+    fn end(&mut self, start: u64, watch: Option<Watch>) -> u64 {
+        let clock = &self.shared.clock;
+        let end = clock.raw();
+        if let Some(watch) = watch {
+            watch.end(end, &mut self.recorder.attribution);
+        }
+        clock.delta_as_nanos(start, end)
     }
 
     fn record_fault(&mut self, ns: u64) {

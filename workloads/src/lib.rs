@@ -19,6 +19,7 @@ mod run;
 mod runner;
 mod shared;
 mod target;
+mod trace;
 mod verify;
 mod workload;
 
@@ -26,10 +27,12 @@ pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, Rwsem, StressConfig,
 pub use control::{Control, Progress, Stage};
 pub use error::RunError;
 pub use report::{
-    AbortReasons, AdversaryReport, DelaysReport, Distribution, FaultOutcomes, FloorReport, HostCallsReport,
-    MmapLockReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation, VmaLockReport,
+    AbortReasons, AdversaryReport, AttributionReport, DelaysReport, Distribution, FaultOutcomes, FloorReport,
+    HostCallsReport, MmapLockReport, PhaseReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation,
+    VmaLockReport,
 };
-pub use run::run;
+pub use run::{run, run_recorded};
+pub use trace::timeline::{TIMELINE_EVENTS, Timeline};
 pub use workload::{WorkloadInfo, find, list};
 
 #[cfg(test)]

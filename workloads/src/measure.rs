@@ -1,6 +1,7 @@
 //! What one thread measures: [`Recorder`] for the report, [`Live`] for the
 //! progress line. Both are written by their thread alone.
 
+use crate::trace::attribution::Attribution;
 use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,11 +43,18 @@ pub(crate) struct Recorder {
     pub(crate) ops: [Histogram<u64>; Op::ALL.len()],
     pub(crate) touches: u64,
     pub(crate) first_touches: u64,
+    pub(crate) attribution: Attribution,
 }
 
 impl Recorder {
     pub(crate) fn new() -> Recorder {
-        Recorder { faults: histogram(), ops: std::array::from_fn(|_| histogram()), touches: 0, first_touches: 0 }
+        Recorder {
+            faults: histogram(),
+            ops: std::array::from_fn(|_| histogram()),
+            touches: 0,
+            first_touches: 0,
+            attribution: Attribution::new(),
+        }
     }
 
     /// Forgets the warm-up.
@@ -55,6 +63,7 @@ impl Recorder {
         self.ops.iter_mut().for_each(Histogram::reset);
         self.touches = 0;
         self.first_touches = 0;
+        self.attribution.reset();
     }
 
     pub(crate) fn merge(&mut self, other: &Recorder) {
@@ -65,6 +74,7 @@ impl Recorder {
         }
         self.touches += other.touches;
         self.first_touches += other.first_touches;
+        self.attribution.merge(&other.attribution);
     }
 }
 

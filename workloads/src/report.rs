@@ -59,6 +59,39 @@ pub struct FloorReport {
     pub ratio: f64,
 }
 
+/// Where the time of sampled faults went, from before the access to after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttributionReport {
+    /// One access in so many was watched.
+    pub one_in: u32,
+    /// Faults of watched accesses.
+    pub faults: u64,
+    /// Watched accesses left out, as their phases did not add up.
+    pub discarded: u64,
+    /// The phases in their order; their means add up to `sum_ns`.
+    pub phases: Vec<PhaseReport>,
+    /// Sum of the phases' means.
+    pub sum_ns: f64,
+    /// The whole, measured around the access.
+    pub whole_ns: Distribution,
+    /// `sum_ns` over the mean of `whole_ns`, less 1.
+    pub error: f64,
+    /// What one reading of the clock takes. Each passage from phase to phase
+    /// adds one, which faults that are not watched do without.
+    pub clock_ns: f64,
+}
+
+/// A part of a fault's time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// delivery, lookup, lock, wait, install or return.
+    pub phase: String,
+    /// Part of the whole, by the means.
+    pub share: f64,
+    /// How long it took; 0 where a fault did not pass it.
+    pub ns: Distribution,
+}
+
 /// VMA_LOCK counters, as the kernel counts them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmaLockReport {
@@ -289,6 +322,9 @@ pub struct StressReport {
     /// Filled in by the command, if it measured it.
     #[serde(default)]
     pub floor: Option<FloorReport>,
+    /// Where the faults' time went; `None` natively, or if none was sampled.
+    #[serde(default)]
+    pub attribution: Option<AttributionReport>,
     /// Calls that changed the address space, by name.
     pub ops: BTreeMap<String, u64>,
     /// All of them per second.

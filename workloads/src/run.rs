@@ -12,11 +12,12 @@ use crate::target::faults::Faults;
 use crate::target::native::Native;
 use crate::target::soft::Soft;
 use crate::target::{SlabUse, Target};
+use crate::trace::{self, timeline, timeline::Timeline};
 use crate::verify::WORKERS_MAX;
 use crate::workload::{self, Visit, Workload, WorkloadInfo};
 use crate::{Control, RunError, measure};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vmalab::addr::PAGE_SIZE;
 use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
@@ -40,29 +41,44 @@ const REGION_MIN_BYTES: usize = 64 << 20;
 /// # Errors
 /// [`RunError`]: the configuration, the machine, or the run itself.
 pub fn run(config: &StressConfig, control: &Control) -> Result<StressReport, RunError> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let checked = Checked::of(config)?;
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    start_clock();
-    #[cfg(feature = "races")]
-    let _rules = crate::adversary::Rules::set(config.mutant, config.seed);
-    let driven = match config.backend {
-        Backend::Native => checked.drive(vec![Native::new(checked.region_bytes)], control),
-        Backend::Emulated => {
-            vmalab::mmap_lock::set_rwsem(config.rwsem.of_core());
-            checked.emulated(config, control)
-        }
-    }?;
-    Ok(checked.report(config, driven))
+    let _turn = one_at_a_time();
+    checked.run(config, control)
+}
+
+/// [`run`], and the timeline of its last `events` trace points of each thread.
+///
+/// # Errors
+/// As [`run`]; natively there is nothing to record.
+pub fn run_recorded(
+    config: &StressConfig,
+    control: &Control,
+    events: usize,
+) -> Result<(StressReport, Timeline), RunError> {
+    let checked = Checked::of(config)?;
+    if config.backend == Backend::Native {
+        return usage("a timeline shows vmalab's locks and faults; --backend native has none".to_owned());
+    }
+    let _turn = one_at_a_time();
+    timeline::start(events);
+    let result = checked.run(config, control);
+    let timeline = Timeline::take();
+    Ok((result?, timeline))
+}
+
+/// Counters, clock and trace points belong to the process.
+pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives the core a clock, for waits.
 fn start_clock() {
-    static CLOCK: OnceLock<quanta::Clock> = OnceLock::new();
     fn now_ns() -> u64 {
-        CLOCK.get().map_or(0, |clock| clock.delta_as_nanos(0, clock.raw()))
+        let clock = trace::clock();
+        clock.delta_as_nanos(0, clock.raw())
     }
-    CLOCK.get_or_init(quanta::Clock::new);
+    trace::install();
     stats::set_clock(now_ns);
 }
 
@@ -78,6 +94,20 @@ fn usage<V>(text: String) -> Result<V, RunError> {
 }
 
 impl Checked {
+    fn run(&self, config: &StressConfig, control: &Control) -> Result<StressReport, RunError> {
+        start_clock();
+        #[cfg(feature = "races")]
+        let _rules = crate::adversary::Rules::set(config.mutant, config.seed);
+        let driven = match config.backend {
+            Backend::Native => self.drive(vec![Native::new(self.region_bytes)], control),
+            Backend::Emulated => {
+                vmalab::mmap_lock::set_rwsem(config.rwsem.of_core());
+                self.emulated(config, control)
+            }
+        }?;
+        Ok(self.report(config, driven))
+    }
+
     fn of(config: &StressConfig) -> Result<Checked, RunError> {
         let Some(info) = workload::find(&config.workload) else {
             let names: Vec<&str> = workload::list().iter().map(|workload| workload.name).collect();
@@ -235,6 +265,7 @@ impl Checked {
             touches: recorder.touches,
             fault_ns: Distribution::of(&recorder.faults),
             floor: None,
+            attribution: recorder.attribution.report(),
             ops_per_s: per_second(ops.values().sum()),
             ops,
             op_ns: op_ns.collect(),

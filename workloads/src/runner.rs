@@ -10,7 +10,7 @@ use crate::shared::{Phase, Plan, Rendezvous, Shared};
 use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
 use crate::workload::{Visit, Workload};
-use crate::{RunError, WorkloadInfo, workload};
+use crate::{RunError, WorkloadInfo, trace, workload};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -273,6 +273,7 @@ impl Crew {
 /// A thread's whole life.
 fn thread<T: Target, W: Workload>(mut ctx: Ctx<T>, work: &W, gate: &Rendezvous, done: &Sender<Finished>) {
     vmalab::thread::announce();
+    trace::enter_worker(ctx.name());
     #[cfg(feature = "races")]
     vmalab::races::adversary::enter_thread(ctx.worker as u64);
     if !gate.wait(|| true) {
@@ -291,6 +292,7 @@ fn thread<T: Target, W: Workload>(mut ctx: Ctx<T>, work: &W, gate: &Rendezvous, 
         ctx.shared.abort();
     }
     let ended = ctx.shared.clock.raw();
+    trace::leave_worker();
     let Ctx { worker, recorder, log, shared, .. } = ctx;
     // Before the report: whoever has it may drop the address spaces.
     drop(shared);
