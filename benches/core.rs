@@ -1,25 +1,34 @@
-//! What the core costs without a fault: looking up, locking, mapping.
+//! What the core costs without a fault: looking up, locking, mapping, and a
+//! fault over the software `Mmu`.
 //!
-//! `cargo bench --bench core`. Compare figures of one run only: the machine's
-//! own speed wanders.
+//! `cargo bench --bench core [-- FILTER]`. The rows and how they are taken: see
+//! `common`. Compare figures of one run only: the machine's own speed wanders.
 
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+mod common;
+
+use common::{Crew, Goal, Rows, Work, repeat};
+use crossbeam_skiplist::SkipMap;
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::sync::RwLock;
-use vmalab::addr::{PAGE_SIZE, VirtAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, ServeFault};
-use vmalab::lock::{LockScheme, MmapOnly, TypeSafe};
+use vmalab::lock::{LockScheme, MmapOnly, Rcu, RefCount, TypeSafe};
 use vmalab::mm::{MapFlags, Mm, Prot};
 use vmalab::mmu::Mmu;
 use vmalab::mmu::soft::{BASE, SoftMmu};
 use vmalab::pager::ZeroPager;
+use vmalab::tree::{Entry, Reclaim, VmaTree};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 const FIXED: MapFlags = MapFlags::PRIVATE.union(MapFlags::ANONYMOUS).union(MapFlags::FIXED);
 
+type Soft<S> = Mm<S, SoftMmu, ZeroPager>;
+
 /// An address space with `n` mappings of one page, a page apart.
-fn with_vmas<S: LockScheme>(n: usize) -> Mm<S, SoftMmu, ZeroPager> {
+fn with_vmas<S: LockScheme>(n: usize) -> Soft<S> {
     vmalab::thread::announce();
     let mm = Mm::new(SoftMmu::new((2 * n + 4096) * PAGE_SIZE).unwrap(), ZeroPager);
     mm.set_max_map_count(usize::MAX);
@@ -34,8 +43,8 @@ fn nth(i: usize) -> VirtAddr {
 }
 
 /// Addresses in no order that a prefetcher knows, the same in every run.
-fn probes(n: usize) -> Vec<VirtAddr> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+fn probes(n: usize, worker: usize) -> Vec<VirtAddr> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 + worker as u64;
     (0..1 << 16)
         .map(|_| {
             state ^= state << 13;
@@ -46,83 +55,245 @@ fn probes(n: usize) -> Vec<VirtAddr> {
         .collect()
 }
 
-fn lookup(c: &mut Criterion) {
-    let mut group = c.benchmark_group("lookup");
-    for n in [1, 100, 1_000, 100_000, 1_000_000] {
-        let probes = probes(n);
-        let mm = with_vmas::<TypeSafe>(n);
-        let mut i = 0;
-        let mut next = || {
-            i = (i + 1) % probes.len();
-            probes[i]
-        };
-        // The RCU section is part of it.
-        group.bench_function(BenchmarkId::new("tree", n), |b| b.iter(|| assert!(mm.is_mapped(black_box(next())))));
-        group.bench_function(BenchmarkId::new("lock_vma_under_rcu + vma_end_read", n), |b| {
-            b.iter(|| {
-                let vma = TypeSafe::lock_vma_under_rcu(mm.core(), black_box(next())).unwrap();
-                // SAFETY: locked just now.
-                unsafe { TypeSafe::vma_end_read(vma) }
-            })
-        });
-        let map: BTreeMap<usize, usize> = (0..n).map(|i| (nth(i).get(), nth(i).get() + PAGE_SIZE)).collect();
-        let map = RwLock::new(map);
-        group.bench_function(BenchmarkId::new("RwLock<BTreeMap>", n), |b| {
-            b.iter(|| {
-                let addr = black_box(next()).get();
-                let map = map.read().unwrap();
-                assert!(map.range(..=addr).next_back().is_some_and(|(_, &end)| addr < end));
-            })
-        });
+/// A crew whose threads look random addresses up, each its own.
+fn look_up<M: Send + Sync + 'static>(threads: usize, n: usize, map: &Arc<M>, look: fn(&M, VirtAddr)) -> Work<'static> {
+    let map = map.clone();
+    Crew::new(threads, move |worker| {
+        let (map, probes, mut i) = (map.clone(), probes(n, worker), 0);
+        move |operations| {
+            let begin = Instant::now();
+            for _ in 0..operations {
+                i = (i + 1) % probes.len();
+                look(&map, black_box(probes[i]));
+            }
+            begin.elapsed()
+        }
+    })
+    .work()
+}
+
+fn lookup(rows: &mut Rows) {
+    if !rows.wants("lookup") {
+        return;
     }
-    group.finish();
+    type Map = RwLock<BTreeMap<usize, usize>>;
+    let tree = |mm: &Soft<TypeSafe>, addr: VirtAddr| assert!(mm.is_mapped(addr));
+    let btree = |map: &Map, addr: VirtAddr| {
+        let map = map.read().unwrap();
+        assert!(map.range(..=addr.get()).next_back().is_some_and(|(_, &end)| addr.get() < end));
+    };
+    let skiplist = |map: &SkipMap<usize, usize>, addr: VirtAddr| {
+        let found = map.upper_bound(std::ops::Bound::Included(&addr.get()));
+        assert!(found.is_some_and(|entry| addr.get() < *entry.value()));
+    };
+    let scc = |map: &scc::TreeIndex<usize, usize>, addr: VirtAddr| {
+        let guard = scc::Guard::new();
+        // (No search downwards: by the end, of which there is a first one above.)
+        assert!(map.range(addr.get() + 1.., &guard).next().is_some_and(|(_, &start)| start <= addr.get()));
+    };
+    for n in [100, 1_000, 100_000, 1_000_000] {
+        let ranges = || (0..n).map(|i| (nth(i).get(), nth(i).get() + PAGE_SIZE));
+        let mm = Arc::new(with_vmas::<TypeSafe>(n));
+        let map: Arc<Map> = Arc::new(RwLock::new(ranges().collect()));
+        let skips = Arc::new(SkipMap::from_iter(ranges()));
+        let index = Arc::new(scc::TreeIndex::new());
+        for (start, end) in ranges() {
+            index.insert_sync(end, start).expect("a new key");
+        }
+        for (threads, goal) in [(1, 0.8), (2, 0.45)] {
+            let ours = || ("VmaTree", look_up(threads, n, &mm, tree));
+            let row = |against| format!("lookup among {n}, {threads} threads, against {against}");
+            rows.beside(
+                &row("RwLock<BTreeMap>"),
+                Goal::AtMost(goal),
+                ours(),
+                ("RwLock<BTreeMap>", look_up(threads, n, &map, btree)),
+            );
+            rows.beside(
+                &row("SkipMap"),
+                Goal::None,
+                ours(),
+                ("crossbeam SkipMap", look_up(threads, n, &skips, skiplist)),
+            );
+            rows.beside(&row("TreeIndex"), Goal::None, ours(), ("scc::TreeIndex", look_up(threads, n, &index, scc)));
+        }
+        let maple = [(100, 28.0), (1_000, 50.0), (100_000, 145.0)].iter().find(|(vmas, _)| *vmas == n);
+        let goal = maple.map_or(Goal::None, |&(_, ns)| Goal::AtMost(ns));
+        rows.alone(&format!("lookup among {n}, time"), goal, ("VmaTree", look_up(1, n, &mm, tree)));
+    }
 }
 
-fn rcu_section(c: &mut Criterion) {
+fn locks(rows: &mut Rows) {
+    rows.alone("rcu section", Goal::AtMost(1.0), ("enter + leave", repeat(|| drop(vmalab::rcu::read()))));
+    lock::<TypeSafe>(rows);
+    lock::<RefCount>(rows);
+    lock::<Rcu>(rows);
+}
+
+/// What read-locking a VMA and unlocking it adds to finding it.
+fn lock<S: LockScheme>(rows: &mut Rows) {
+    let name = format!("read-lock + unlock of a VMA/{}", S::NAME);
+    if !rows.wants(&name) {
+        return;
+    }
+    let mm = with_vmas::<S>(1);
+    let addr = || black_box(nth(0));
+    let mut locked = repeat(|| {
+        let vma = S::lock_vma_under_rcu(mm.core(), addr()).unwrap();
+        // SAFETY: locked just now.
+        unsafe { S::vma_end_read(vma) }
+    });
+    let mut found = repeat(|| assert!(mm.is_mapped(addr())));
+    let difference: Work<'_> = Box::new(move |n| {
+        let (locked, found) = (locked(n), found(n));
+        locked.saturating_sub(found).max(Duration::from_nanos(1))
+    });
+    let count = AtomicU32::new(0);
+    let atomics = repeat(|| {
+        let count = black_box(&count);
+        count.fetch_add(1, Ordering::Acquire);
+        count.fetch_sub(1, Ordering::Release);
+    });
+    rows.beside(
+        &name,
+        Goal::AtMost(1.2),
+        ("lock_vma_under_rcu + vma_end_read, less the lookup", difference),
+        ("atomic add + atomic sub", atomics),
+    );
+}
+
+/// The tree's part of an mmap and a munmap, grace periods included.
+fn update(rows: &mut Rows) {
+    let name = "tree update of an mmap + munmap pair among 1000";
+    if !rows.wants(name) {
+        return;
+    }
     vmalab::thread::announce();
-    c.bench_function("rcu section", |b| b.iter(|| drop(black_box(vmalab::rcu::read()))));
+    let tree = VmaTree::<u64>::new(Reclaim::AfterGracePeriod);
+    let entry = |i: usize| Entry { range: PageRange::sized(nth(i), PAGE_SIZE), ptr: std::ptr::NonNull::dangling() };
+    for i in 0..1_000 {
+        // SAFETY: one thread, outside any section.
+        unsafe { tree.replace(entry(i).range, &[entry(i)]) };
+    }
+    let mut at = 0;
+    let pair = repeat(|| {
+        // In a gap, somewhere else each time.
+        at = (at + 389) % 1_000;
+        let range = PageRange::sized(nth(at) + PAGE_SIZE, PAGE_SIZE);
+        // SAFETY: as above.
+        unsafe {
+            tree.replace(range, &[Entry { range, ptr: std::ptr::NonNull::dangling() }]);
+            tree.replace(range, &[]);
+        }
+        vmalab::rcu::poll();
+    });
+    rows.alone(name, Goal::AtMost(1_000.0), ("VmaTree::replace, twice, and rcu::poll", pair));
+    vmalab::rcu::barrier();
 }
 
-fn map_unmap(c: &mut Criterion) {
-    fn bench<S: LockScheme>(c: &mut Criterion, n: usize) {
-        let mm = with_vmas::<S>(n);
+/// The whole of mmap and munmap over the software `Mmu`.
+fn map_unmap(rows: &mut Rows) {
+    fn work<S: LockScheme>(mm: &Soft<S>, n: usize) -> Work<'_> {
         let hole = nth(n / 2) + PAGE_SIZE;
         let none = Prot::NONE; // differs from its neighbours: no merge
-        c.bench_function(&format!("mmap + munmap, no touch/{}/{n} VMAs", S::NAME), |b| {
-            b.iter(|| {
-                mm.mmap(hole.get(), PAGE_SIZE, none, FIXED).unwrap();
-                mm.munmap(hole.get(), PAGE_SIZE).unwrap();
-            })
-        });
+        repeat(move || {
+            mm.mmap(hole.get(), PAGE_SIZE, none, FIXED).unwrap();
+            mm.munmap(hole.get(), PAGE_SIZE).unwrap();
+        })
     }
     for n in [1, 1_000, 1_000_000] {
-        bench::<TypeSafe>(c, n);
-        bench::<MmapOnly>(c, n);
+        let name = format!("mmap + munmap in software among {n}");
+        if rows.wants(&name) {
+            let (typesafe, mmap) = (with_vmas::<TypeSafe>(n), with_vmas::<MmapOnly>(n));
+            rows.beside(&name, Goal::None, ("typesafe", work(&typesafe, n)), ("mmap", work(&mmap, n)));
+        }
     }
 }
 
-/// The whole fault path over the software `Mmu`: all of it but the hardware.
-fn soft_fault(c: &mut Criterion) {
-    fn bench<S: LockScheme>(c: &mut Criterion) {
-        const PAGES: usize = 512;
-        let mm = with_vmas::<S>(1_000);
-        let base = nth(1_000).get();
-        mm.mmap(base, PAGES * PAGE_SIZE, RW, FIXED).unwrap();
-        c.bench_function(&format!("fault without hardware/{}", S::NAME), |b| {
-            b.iter_batched(
-                || mm.mmu().zap(vmalab::addr::PageRange::sized(VirtAddr(base), PAGES * PAGE_SIZE)),
-                |()| {
-                    for i in 0..PAGES {
-                        mm.serve_fault(VirtAddr(base + i * PAGE_SIZE), Access { write: true, present: false });
-                    }
-                },
-                BatchSize::PerIteration,
-            )
+/// Pages that one pass of faults makes present.
+const PAGES: usize = 512;
+
+/// Faults in different VMAs, one for each thread.
+fn soft_faults<S: LockScheme>(threads: usize, mm: &Arc<Soft<S>>) -> Work<'static> {
+    let mm = mm.clone();
+    Crew::new(threads, move |worker| {
+        let mm = mm.clone();
+        let range = PageRange::sized(nth(1_000) + 2 * worker * PAGES * PAGE_SIZE, PAGES * PAGE_SIZE);
+        mm.mmap(range.start().get(), range.bytes(), RW, FIXED).unwrap();
+        move |faults| {
+            let (mut took, mut left) = (Duration::ZERO, faults as usize);
+            while left > 0 {
+                let now = left.min(PAGES);
+                let begin = Instant::now();
+                for page in range.iter_pages().take(now) {
+                    mm.serve_fault(page, Access { write: true, present: false });
+                }
+                took += begin.elapsed();
+                mm.mmu().zap(range);
+                left -= now;
+            }
+            took
+        }
+    })
+    .work()
+}
+
+fn software(rows: &mut Rows) {
+    fn scaling<S: LockScheme>(rows: &mut Rows, goal: Goal) {
+        let name = format!("software faults in different VMAs, two threads/{}", S::NAME);
+        if !rows.wants(&name) {
+            return;
+        }
+        let mm = Arc::new(with_vmas::<S>(1_000));
+        let (mut one, mut two) = (soft_faults(1, &mm), soft_faults(2, &mm));
+        // Twice the work in the same time would be 2.
+        rows.values(&name, "times one thread's work", goal, "serve_fault over SoftMmu", |rounds| {
+            let faults = 40 * PAGES as u64;
+            let mut ratio = || 2.0 * one(faults).as_secs_f64() / two(faults).as_secs_f64();
+            ratio();
+            (0..rounds).map(|_| ratio()).collect()
         });
     }
-    bench::<TypeSafe>(c);
-    bench::<MmapOnly>(c);
+    scaling::<TypeSafe>(rows, Goal::AtLeast(1.95));
+    scaling::<RefCount>(rows, Goal::AtLeast(1.95));
+    scaling::<Rcu>(rows, Goal::AtLeast(1.95));
+    scaling::<MmapOnly>(rows, Goal::None);
+    let name = "fault without hardware, typesafe against mmap";
+    if rows.wants(name) {
+        let (typesafe, mmap) = (Arc::new(with_vmas::<TypeSafe>(1_000)), Arc::new(with_vmas::<MmapOnly>(1_000)));
+        rows.beside(name, Goal::None, ("typesafe", soft_faults(1, &typesafe)), ("mmap", soft_faults(1, &mmap)));
+    }
 }
 
-criterion_group!(benches, lookup, rcu_section, map_unmap, soft_fault);
-criterion_main!(benches);
+/// Memory for one VMA, all told: by how much the process has grown when a
+/// million of them are there. The `SoftMmu`'s own pages are touched by nothing.
+fn memory(rows: &mut Rows) {
+    fn resident() -> f64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+        let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("resident pages");
+        pages * PAGE_SIZE as f64
+    }
+    const N: usize = 1_000_000;
+    rows.values("memory of one VMA among 1000000", "bytes", Goal::AtMost(256.0), "growth of the process", |_| {
+        let before = resident();
+        let mm = with_vmas::<TypeSafe>(N);
+        let grown = resident() - before;
+        drop(mm);
+        vec![grown / N as f64]
+    });
+}
+
+fn main() {
+    let mut rows = Rows::from_args();
+    // First, while the heap is small.
+    memory(&mut rows);
+    // Beside an idle second thread, as in any program that has a use for locks.
+    std::thread::spawn(std::thread::park);
+    vmalab::thread::announce();
+    lookup(&mut rows);
+    locks(&mut rows);
+    update(&mut rows);
+    map_unmap(&mut rows);
+    software(&mut rows);
+    rows.finish();
+}

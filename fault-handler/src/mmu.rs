@@ -90,6 +90,11 @@ impl UffdMmu {
         Ok(())
     }
 
+    /// Pages that are ready at this moment (see [`keep_ready`](UffdMmu::keep_ready)).
+    pub fn ready_pages(&self) -> usize {
+        self.ready.as_ref().map_or(0, Pool::pages)
+    }
+
     /// The memory below.
     pub fn region(&self) -> &Arc<Region> {
         &self.region

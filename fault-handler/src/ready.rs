@@ -102,6 +102,11 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Pages of the blocks that are ready.
+    pub(crate) fn pages(&self) -> usize {
+        self.blocks.ready.len() * BLOCK
+    }
+
     /// Moves ready pages to the start of `run`, at most [`BLOCK`]. Returns how
     /// many; `None`: nothing was ready, or they cannot be moved there now.
     /// Async-signal-safe.

@@ -24,9 +24,11 @@
 //! | `signal` | the signal handler around that ioctl |
 //! | `queue` | the handler thread around it |
 //! | `foreign` | how busy others kept the machine |
+//! | [`bench`] | the floors that a benchmark wants to run itself, beside what it measures |
 //! | `lookup` | vmalab's tree: the one floor that is our own |
 
 mod bare;
+pub mod bench;
 mod calls;
 mod crew;
 mod foreign;
@@ -69,8 +71,10 @@ impl std::error::Error for Reason {}
 
 /// How a page is touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Touch {
+pub enum Touch {
+    /// Read.
     Load,
+    /// Written.
     Store,
 }
 
@@ -225,6 +229,16 @@ impl Floor {
 /// CPUs that this process may use.
 pub fn cpus() -> usize {
     crew::cpus().map_or(1, |cpus| cpus.len())
+}
+
+/// Keeps the calling thread on the `worker`-th of the CPUs that this process may use.
+///
+/// # Errors
+/// [`Reason`]: there are fewer.
+pub fn pin_to_nth_cpu(worker: usize) -> Result<(), Reason> {
+    let cpus = crew::cpus()?;
+    let cpu = cpus.get(worker).ok_or_else(|| Reason(format!("this process may use {} CPUs only", cpus.len())))?;
+    crew::pin(*cpu)
 }
 
 fn boxed<P: Probe + 'static>(probe: Result<P, Reason>) -> Result<Box<dyn Probe>, Reason> {
