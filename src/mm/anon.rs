@@ -48,8 +48,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// about merges of these VMAs.
     pub(super) fn settle_anon_vmas(&self, write: &MmapWrite<'_, S>, vmas: &Affected<'_, S>) {
         for vma in vmas {
+            self.settle_anon_vma(write, vma);
+        }
+    }
+
+    /// The same for one of them.
+    pub(super) fn settle_anon_vma(&self, write: &MmapWrite<'_, S>, vma: &VmaRef<'_, S>) {
+        if vma.is_touched() {
             let segment = vma.segment();
-            let unsure = segment.is_anonymous() && segment.anon_vma == 0 && vma.is_touched();
+            let unsure = segment.is_anonymous() && segment.anon_vma == 0;
             if unsure && self.mmu().was_written(segment.range) {
                 self.anon_vma_prepare(write, vma);
             }

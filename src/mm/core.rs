@@ -3,7 +3,7 @@
 
 use super::count::MmCount;
 use super::limits::{Pages, Usage};
-use crate::addr::{PageRange, VirtAddr};
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::file::FileRef;
 use crate::lock::{Kill, Killed, LockScheme};
 use crate::mmap_lock::{self, MmapLock};
@@ -220,6 +220,18 @@ pub(crate) struct Prepared<'w, S: LockScheme> {
     touched: SmallVec<[Segment; 4]>,
 }
 
+impl<S: LockScheme> Default for Prepared<'_, S> {
+    fn default() -> Self {
+        Prepared {
+            span: PageRange::default(),
+            planned: SmallVec::new(),
+            old: SmallVec::new(),
+            new: SmallVec::new(),
+            touched: SmallVec::new(),
+        }
+    }
+}
+
 /// Where pages may be present.
 #[derive(Default)]
 pub(crate) struct Touched {
@@ -283,19 +295,20 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
     /// the lock's, not the snapshot's: VMAs outlive tree nodes.
     pub(crate) fn affected(&self, range: PageRange) -> (Affected<'m, S>, std::ops::Range<usize>) {
         let snapshot = self.snapshot();
-        // SAFETY: in the tree, so attached; the mmap lock is held for 'm at
-        // most until this guard goes, and callers keep it as long.
-        let vma = |entry: Entry<Vma<S>>| unsafe { VmaRef::new(entry.ptr) };
+        // One walk finds them all: an adjacent neighbour holds the page before
+        // the range, or the one after it.
+        let end = range.end().get().checked_add(PAGE_SIZE).map_or(range.end(), VirtAddr);
+        let around = PageRange::new(VirtAddr(range.start().get().saturating_sub(PAGE_SIZE)), end);
         let mut affected = Affected::new();
-        let before = snapshot.prev(range.start()).filter(|e| e.range.end() == range.start());
-        affected.extend(before.map(vma));
-        let first = affected.len();
-        affected.extend(snapshot.overlapping(range).map(vma));
-        let last = affected.len();
-        let end = affected[first..].last().map_or(range.end(), |v| v.segment().range.end().max(range.end()));
-        let after = snapshot.next(end).filter(|e| e.range.start() == end);
-        affected.extend(after.map(vma));
-        (affected, first..last)
+        let (mut first, mut last) = (0, 0);
+        for entry in snapshot.overlapping(around) {
+            // SAFETY: in the tree, so attached; the mmap lock is held for 'm at
+            // most until this guard goes, and callers keep it as long.
+            affected.push(unsafe { VmaRef::new(entry.ptr) });
+            first += usize::from(entry.range.end() <= range.start());
+            last += usize::from(entry.range.start() < range.end());
+        }
+        (affected, first..last.max(first))
     }
 
     /// Allocates what `layout` needs and write-locks every VMA that it changes
@@ -311,6 +324,23 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         layout: &Layout,
         kill: Option<&Kill>,
     ) -> Result<Option<Prepared<'m, S>>, Errno> {
+        let mut prepared = Prepared::default();
+        Ok(self.prepare_in(&mut prepared, affected, layout, kill)?.then_some(prepared))
+    }
+
+    /// [`prepare`](MmapWrite::prepare) into the caller's own, which is empty: it
+    /// is large, and mmap and munmap feel each time that it is moved. `Ok(false)`:
+    /// nothing to change.
+    ///
+    /// # Errors
+    /// As `prepare`.
+    pub(crate) fn prepare_in(
+        &self,
+        prepared: &mut Prepared<'m, S>,
+        affected: &Affected<'m, S>,
+        layout: &Layout,
+        kill: Option<&Kill>,
+    ) -> Result<bool, Errno> {
         let mut planned = layout.planned();
         let mut places = 0..affected.len();
         // Neighbours that stay as they are take no part.
@@ -331,26 +361,32 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
             places.end -= 1;
         }
         if planned.is_empty() && places.is_empty() {
-            return Ok(None);
+            return Ok(false);
         }
-        let starts = [planned.first().map(|p| p.segment), places.clone().next().map(|i| affected[i].segment())];
-        let ends = [planned.last().map(|p| p.segment), places.clone().next_back().map(|i| affected[i].segment())];
-        let span = PageRange::new(
-            starts.iter().flatten().map(|s| s.range.start()).min().expect("one of the two is not empty"),
-            ends.iter().flatten().map(|s| s.range.end()).max().expect("one of the two is not empty"),
+        let starts = [planned.first().map(|p| p.segment.range), places.clone().next().map(|i| affected[i].range())];
+        let ends = [planned.last().map(|p| p.segment.range), places.clone().next_back().map(|i| affected[i].range())];
+        prepared.span = PageRange::new(
+            starts.iter().flatten().map(|range| range.start()).min().expect("one of the two is not empty"),
+            ends.iter().flatten().map(|range| range.end()).max().expect("one of the two is not empty"),
         );
-        let mut new = SmallVec::new();
-        for p in planned.iter().filter(|p| p.object.is_none()) {
-            new.push(VmaNew::alloc(self, &p.segment).ok_or(Errno::ENOMEM)?);
+        for p in planned {
+            if p.object.is_none() {
+                prepared.new.push(VmaNew::alloc(self, &p.segment).ok_or(Errno::ENOMEM)?);
+            }
+            prepared.planned.push(*p);
         }
-        let mut old: SmallVec<[Option<VmaWrite<'m, S>>; 4]> = affected.iter().map(|_| None).collect();
-        let mut touched = SmallVec::new();
-        for place in places {
-            let vma = affected[place].start_write(self, kill).map_err(|Killed| Errno::EINTR)?;
-            touched.extend(vma.touched());
-            old[place] = Some(vma);
+        for (place, vma) in affected.iter().enumerate() {
+            let mut locked = None;
+            if places.contains(&place) {
+                let vma = vma.start_write(self, kill).map_err(|Killed| Errno::EINTR)?;
+                if let Some(segment) = vma.touched() {
+                    prepared.touched.push(segment);
+                }
+                locked = Some(vma);
+            }
+            prepared.old.push(locked);
         }
-        Ok(Some(Prepared { span, planned: planned.into(), old, new, touched }))
+        Ok(true)
     }
 
     /// Write-locks VMAs whose pages an operation changes, and nothing else:
@@ -363,15 +399,21 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
     /// Carries a prepared change out: VMAs first, then the tree, in one step.
     /// Returns the VMAs that fell out of use, to be freed when their pages are
     /// gone, and the incarnation of the piece that was added, if one was.
-    pub(crate) fn commit(&mut self, prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
-        let Prepared { span, planned, mut old, new, touched } = prepared;
+    pub(crate) fn commit(&mut self, mut prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
+        self.commit_from(&mut prepared)
+    }
+
+    /// [`commit`](MmapWrite::commit) of the caller's own, which is empty afterwards.
+    pub(crate) fn commit_from(&mut self, prepared: &mut Prepared<'m, S>) -> (Detached<'m, S>, u64) {
+        let Prepared { span, planned, old, new, touched } = prepared;
+        let span = *span;
         point(Point::Commit);
-        let mut new = new.into_iter();
+        let mut new = new.drain(..);
         let mut entries: SmallVec<[Entry<Vma<S>>; 4]> = SmallVec::new();
         let mut fresh = 0;
         let (mut before, mut after) = (Pages::default(), Pages::default());
         old.iter().flatten().for_each(|vma| before.add(&vma.segment()));
-        for p in &planned {
+        for p in planned.iter() {
             // What was there before a wholly new mapping has been zapped.
             let all_new = p.fresh && !p.merged;
             let touched = !all_new && touched.iter().any(|t| t.range.overlaps(p.segment.range));
@@ -417,7 +459,11 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         let detach = |vma: VmaWrite<'m, S>| {
             if self.exit && mutant(Mutant::ExitWithoutDetach) { vma.leave_attached() } else { vma.detach() }
         };
-        (old.into_iter().flatten().map(detach).collect(), fresh)
+        let mut detached = Detached::new();
+        for vma in old.drain(..).flatten() {
+            detached.push(detach(vma));
+        }
+        (detached, fresh)
     }
 
     /// Changes flags of a whole VMA, which neither splits nor merges.

@@ -1,6 +1,6 @@
 //! `mmap`: private and shared, anonymous memory and files.
 
-use super::core::{Affected, MmapWrite};
+use super::core::{Affected, MmapWrite, Prepared};
 use super::modify::{before, from};
 use super::place::Wanted;
 use super::{MapFlags, Mapping, Mm, Prot};
@@ -204,7 +204,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         for (place, vma) in affected.iter().enumerate().skip(overlap.start) {
             layout.keep(place, vma.segment().part(from(range.end())));
         }
-        let prepared = write.prepare(&affected, &layout, None)?.expect("a mapping is added");
+        let mut prepared = Prepared::default();
+        let changes = write.prepare_in(&mut prepared, &affected, &layout, None)?;
+        debug_assert!(changes, "a mapping is added");
         // The old VMAs are drained, and nobody finds the new one before the
         // commit: no fault can bring a page back in between (I10).
         if let Some(touched) = prepared.touched_in(range) {
@@ -212,7 +214,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             self.zap_touched(&touched);
         }
         point(Point::H10);
-        let (detached, incarnation) = write.commit(prepared);
+        let (detached, incarnation) = write.commit_from(&mut prepared);
         drop(detached);
         if mutant(Mutant::AttachUnlocked) {
             write.finish_late(range.start(), flags);

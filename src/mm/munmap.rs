@@ -13,9 +13,6 @@ use crate::trace::{Op, Operation};
 use crate::vma::plan::Layout;
 use nix::errno::Errno;
 
-/// What is ready to be unmapped, and where pages may be.
-type Unmapping<'w, S> = (Prepared<'w, S>, Option<Touched>);
-
 impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `munmap(2)`: removes every mapping in the range, cutting those that
     /// reach out of it. A range with nothing in it is no error.
@@ -76,10 +73,12 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         range: PageRange,
         kill: Option<&Kill>,
     ) -> Result<(), Errno> {
-        let Some((prepared, touched)) = self.prepare_unmap(&mut write, range, kill)? else {
+        let mut prepared = Prepared::default();
+        if !self.prepare_unmap(&mut write, &mut prepared, range, kill)? {
             return Ok(());
-        };
-        let (detached, _) = write.commit(prepared);
+        }
+        let touched = touched_in(&prepared, range);
+        let (detached, _) = write.commit_from(&mut prepared);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read
         // lock goes (I10, B20). All VMA write locks end here.
@@ -99,8 +98,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// Unmaps within an operation that goes on holding the mmap lock.
     pub(super) fn unmap_within(&self, write: &mut MmapWrite<'_, S>, range: PageRange) -> Result<(), Errno> {
-        if let Some((prepared, touched)) = self.prepare_unmap(write, range, None)? {
-            let (detached, _) = write.commit(prepared);
+        let mut prepared = Prepared::default();
+        if self.prepare_unmap(write, &mut prepared, range, None)? {
+            let touched = touched_in(&prepared, range);
+            let (detached, _) = write.commit_from(&mut prepared);
             if let Some(touched) = touched {
                 self.zap_touched(&touched);
             }
@@ -109,20 +110,22 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         Ok(())
     }
 
-    /// Lays out and prepares; `None`: nothing is mapped there.
+    /// Lays out and prepares; `false`: nothing is mapped there.
     fn prepare_unmap<'w>(
         &self,
         write: &mut MmapWrite<'w, S>,
+        prepared: &mut Prepared<'w, S>,
         range: PageRange,
         kill: Option<&Kill>,
-    ) -> Result<Option<Unmapping<'w, S>>, Errno> {
+    ) -> Result<bool, Errno> {
         let (affected, overlap) = write.affected(range);
         if overlap.is_empty() {
-            return Ok(None);
+            return Ok(false);
         }
         // What is cut apart must know its identity first.
-        let cut = affected[overlap.clone()].iter().filter(|vma| !range.covers(vma.segment().range));
-        self.settle_anon_vmas(write, &cut.copied().collect());
+        for vma in affected[overlap.clone()].iter().filter(|vma| !range.covers(vma.range())) {
+            self.settle_anon_vma(write, vma);
+        }
         self.may_unmap(write, range, &affected, &overlap)?;
         let mut layout = Layout::new();
         for (place, vma) in affected.iter().enumerate() {
@@ -133,8 +136,13 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if mutant(Mutant::ZapBeforeDrain) {
             self.mmu().zap(range);
         }
-        let prepared = write.prepare(&affected, &layout, kill)?.expect("a VMA overlaps");
-        let touched = prepared.touched_in(range).filter(|_| !mutant(Mutant::ZapBeforeDrain));
-        Ok(Some((prepared, touched)))
+        let changes = write.prepare_in(prepared, &affected, &layout, kill)?;
+        debug_assert!(changes, "a VMA overlaps");
+        Ok(true)
     }
+}
+
+/// Where pages may be that are unmapped.
+fn touched_in<S: LockScheme>(prepared: &Prepared<'_, S>, range: PageRange) -> Option<Touched> {
+    prepared.touched_in(range).filter(|_| !mutant(Mutant::ZapBeforeDrain))
 }

@@ -381,6 +381,11 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
         self.vma().segment()
     }
 
+    /// The addresses.
+    pub fn range(&self) -> PageRange {
+        self.vma().range()
+    }
+
     /// The incarnation.
     pub fn incarnation(&self) -> u64 {
         self.vma().incarnation.load(Ordering::Relaxed)
