@@ -46,8 +46,10 @@
 //! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
 
 use crate::membarrier;
-use crate::sync::{AtomicU64, Backoff, MODEL, Mutex, Ordering, array, aside, const_fn, statics};
+use crate::sync::plain::AtomicUsize;
+use crate::sync::{AtomicU64, Backoff, CachePadded, MODEL, Mutex, Ordering, array, aside, const_fn, statics};
 use crate::thread::{self, SLOTS};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 
@@ -349,12 +351,40 @@ struct Deferred {
 // SAFETY: `defer`'s caller promises that `reclaim(object)` may run on any thread.
 unsafe impl Send for Deferred {}
 
-statics! {
-    /// One queue for each slot and one for threads that have none.
-    static QUEUES: [Mutex<VecDeque<Deferred>>; SLOTS + 1] = array![Mutex::new(VecDeque::new()); SLOTS + 1];
+/// Deferred items of one slot.
+struct Queue {
+    items: Mutex<VecDeque<Deferred>>,
+    /// How many, for [`poll`], which has no need of the lock to see that they are few.
+    len: AtomicUsize,
 }
 
-fn my_queue() -> &'static Mutex<VecDeque<Deferred>> {
+impl Queue {
+    const_fn! {
+    const fn new() -> Queue {
+        Queue { items: Mutex::new(VecDeque::new()), len: AtomicUsize::new(0) }
+    }
+    }
+
+    /// Runs `body` on the items, under the lock.
+    fn with<R>(&self, body: impl FnOnce(&mut VecDeque<Deferred>) -> R) -> R {
+        let mut items = self.items.lock().expect("deferred queue");
+        let result = body(&mut items);
+        // Relaxed: a hint.
+        self.len.store(items.len(), Ordering::Relaxed);
+        result
+    }
+
+    fn backlog(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+}
+
+statics! {
+    /// One queue for each slot and one for threads that have none.
+    static QUEUES: [CachePadded<Queue>; SLOTS + 1] = array![CachePadded::new(Queue::new()); SLOTS + 1];
+}
+
+fn my_queue() -> &'static Queue {
     thread::announce();
     &QUEUES[thread::current().map_or(SLOTS, thread::Slot::index)]
 }
@@ -381,9 +411,8 @@ pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe 
     let queue = my_queue();
     let stamp = READERS.stamp();
     let backlog = aside(|| {
-        let mut queue = queue.lock().expect("deferred queue");
-        queue.extend(objects.map(|object| Deferred { stamp, object, reclaim }));
-        queue.len()
+        queue.with(|items| items.extend(objects.map(|object| Deferred { stamp, object, reclaim })));
+        queue.backlog()
     });
     if backlog >= BACKLOG_MAX {
         READERS.synchronize();
@@ -399,21 +428,17 @@ pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe 
 pub fn poll() {
     aside(|| {
         let queue = my_queue();
-        let backlog = queue.lock().expect("deferred queue").len();
-        if backlog >= BATCH {
+        if queue.backlog() >= BATCH {
             reclaim_due(queue);
         }
     });
 }
 
 #[cold]
-fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>) {
+fn reclaim_due(queue: &Queue) {
     // Aim at the older half: with a grace period in progress the newest items
     // would need a second one.
-    let middle = {
-        let queue = queue.lock().expect("deferred queue");
-        queue.get(queue.len() / 2).map_or(0, |deferred| deferred.stamp)
-    };
+    let middle = queue.with(|items| items.get(items.len() / 2).map_or(0, |deferred| deferred.stamp));
     if !READERS.is_over(middle) {
         READERS.push(middle);
     }
@@ -421,25 +446,21 @@ fn reclaim_due(queue: &Mutex<VecDeque<Deferred>>) {
 }
 
 /// Reclaims what is due at the front of `queue`; returns how many.
-fn run_due(queue: &Mutex<VecDeque<Deferred>>) -> usize {
+fn run_due(queue: &Queue) -> usize {
+    const AT_ONCE: usize = 64;
     let mut done = 0;
     loop {
-        let mut batch: [Option<Deferred>; 64] = [const { None }; 64];
-        let mut taken = 0;
-        {
-            let mut queue = queue.lock().expect("deferred queue");
-            while taken < batch.len() && queue.front().is_some_and(|d| READERS.is_over(d.stamp)) {
-                batch[taken] = queue.pop_front();
-                taken += 1;
-            }
-        }
-        for item in batch.iter_mut().take(taken).filter_map(Option::take) {
+        let batch: SmallVec<[Deferred; AT_ONCE]> = queue.with(|items| {
+            let due = items.iter().take(AT_ONCE).take_while(|d| READERS.is_over(d.stamp)).count();
+            items.drain(..due).collect()
+        });
+        for item in &batch {
             // SAFETY: a grace period has passed since the object was unlinked,
-            // and each item is popped once; the rest is `defer`'s contract.
+            // and each item is taken once; the rest is `defer`'s contract.
             unsafe { (item.reclaim)(item.object) };
         }
-        done += taken;
-        if taken < 64 {
+        done += batch.len();
+        if batch.len() < AT_ONCE {
             return done;
         }
     }
@@ -465,7 +486,7 @@ pub struct Stats {
 
 /// Reads the counters.
 pub fn stats() -> Stats {
-    let backlog = QUEUES.iter().map(|q| q.lock().expect("deferred queue").len()).sum();
+    let backlog = QUEUES.iter().map(|queue| queue.backlog()).sum();
     Stats { grace_periods: READERS.grace_periods(), backlog }
 }
 
@@ -574,7 +595,7 @@ mod tests {
             for _ in 0..10 * BACKLOG_MAX {
                 // SAFETY: nothing is reachable, nothing is done.
                 unsafe { defer(std::ptr::null_mut(), nothing) };
-                let mine = my_queue().lock().unwrap().len();
+                let mine = my_queue().backlog();
                 assert!(mine <= BACKLOG_MAX, "{mine}");
             }
         })

@@ -292,7 +292,7 @@ impl<T> Slab<T> {
             if head.free == Self::PER_PAGE {
                 depot.empty -= 1;
             }
-            for (w, word) in head.bitmap.iter_mut().enumerate() {
+            for (w, word) in head.bitmap[..Self::PER_PAGE.div_ceil(64)].iter_mut().enumerate() {
                 while *word != 0 && taken < out.len() {
                     let slot = w * 64 + word.trailing_zeros() as usize;
                     *word &= *word - 1;

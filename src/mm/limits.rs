@@ -141,10 +141,14 @@ impl Usage {
         self.kernel.store(u64::from(kernel.major) << 32 | u64::from(kernel.minor), Ordering::Relaxed);
     }
 
-    /// VMAs that amounted to `old` are now what amounts to `new`.
+    /// VMAs that amounted to `old` are now what amounts to `new`. The caller holds
+    /// the mmap lock for writing, so nobody else changes the counters.
     pub(super) fn account(&self, old: Pages, new: Pages) {
         let change = |counter: &AtomicU64, old: u64, new: u64| {
-            counter.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+            if old != new {
+                let now = counter.load(Ordering::Relaxed);
+                counter.store(now.wrapping_add(new.wrapping_sub(old)), Ordering::Relaxed);
+            }
         };
         change(&self.total_vm, old.total, new.total);
         change(&self.data_vm, old.data, new.data);

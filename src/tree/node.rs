@@ -204,20 +204,26 @@ impl Node {
         }
     }
 
-    /// Largest gap strictly between two entries below this node. Stops looking
-    /// at the first gap of at least `enough`.
-    pub(super) fn max_gap(&self, enough: usize) -> usize {
-        let mut max = 0;
-        for i in 0..self.len() {
-            max = max.max(self.gap_before(i));
-            if self.level > 0 {
-                max = max.max(self.inner().gaps[i]);
-            }
-            if max >= enough {
-                break;
-            }
+    /// Largest gap strictly between two entries below this node.
+    #[inline]
+    pub(super) fn max_gap(&self) -> usize {
+        self.max_gap_but(self.len(), self.len())
+    }
+
+    /// The same without what lies beside or below one of the slots `lo..hi`.
+    pub(super) fn max_gap_but(&self, lo: usize, hi: usize) -> usize {
+        fn between(starts: &[usize], ends: &[usize]) -> usize {
+            starts.iter().skip(1).zip(ends).fold(0, |max, (start, end)| max.max(start - end))
         }
-        max
+        let len = self.len();
+        if self.level == 0 {
+            let Leaf { starts, ends, .. } = self.leaf();
+            between(&starts[..lo], &ends[..lo]).max(between(&starts[hi..len], &ends[hi..len]))
+        } else {
+            let Inner { starts, ends, gaps, .. } = self.inner();
+            let below = gaps[..lo].iter().chain(&gaps[hi..len]).fold(0, |max, &gap| max.max(gap));
+            below.max(between(&starts[..lo], &ends[..lo])).max(between(&starts[hi..len], &ends[hi..len]))
+        }
     }
 
     /// Replaces the entries `lo..hi` of a leaf by `new`, which must fit.

@@ -46,7 +46,7 @@ fn check(node: NodeRef<'_>, level: usize, is_root: bool) -> usize {
         entries += check(child, level - 1, false);
         assert_eq!(start, child.start(), "first start of child {i} on level {level}");
         assert_eq!(end, child.end(), "last end of child {i} on level {level}");
-        assert_eq!(gap, child.max_gap(usize::MAX), "largest gap in child {i} on level {level}");
+        assert_eq!(gap, child.max_gap(), "largest gap in child {i} on level {level}");
     }
     entries
 }

@@ -55,12 +55,12 @@ pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]
     check(span, new);
     let Some(root) = root else {
         return (!new.is_empty()).then(|| {
-            let mut made = pack_leaves(new);
+            let mut made = pack_leaves(new, None);
             for level in 1.. {
                 if made.len() == 1 {
                     break;
                 }
-                made = pack_inner(level, &made);
+                made = pack_inner(level, &made, None);
             }
             Done { root: Some(finish(made[0].node, new.len())), retired: Retired::new(), removed: 0 }
         });
@@ -138,18 +138,79 @@ fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<
     }
     let mut retired = Retired::new();
     retired.push(node.as_ptr());
+    let mut changed = Changed::leaf(leaf, lo, hi, new);
     let mut made = store(leaf, |leaf| leaf.splice(lo, hi, new));
-    let mut gaps = (widest(leaf, lo..=hi), widest(fresh(&made), lo..=lo + new.len()));
     for &Step { node, at } in &path[1..height] {
         let old = node.get();
-        let gap = settle(fresh(&made), old.inner().gaps[at], gaps);
-        let child = Child { gap, ..outline(made) };
+        let child = changed.as_child(old.inner().gaps[at], made);
+        changed = Changed::inner(old, at, child);
         made = store(old, |node| node.set_child(at, child));
-        let around = |node: &Node| node.inner().gaps[at].max(widest(node, at..=at + 1));
-        gaps = (around(old), around(fresh(&made)));
         retired.push(node.as_ptr());
     }
     Some(Done { root: Some(finish(made, root.entries - removed + new.len())), retired, removed })
+}
+
+/// A node of which the slots `lo..hi` are replaced: what its parent has to know
+/// of the copy, from what is known beforehand. (To look at the copy would mean to
+/// wait until it has reached the cache.)
+struct Changed<'t> {
+    old: &'t Node,
+    lo: usize,
+    hi: usize,
+    /// Start of the first entry and end of the last one.
+    start: usize,
+    end: usize,
+    /// The widest of the gaps that go, and of those that come in their place.
+    gone: usize,
+    come: usize,
+}
+
+impl<'t> Changed<'t> {
+    #[inline]
+    fn leaf(old: &'t Node, lo: usize, hi: usize, new: &[Entry<()>]) -> Changed<'t> {
+        let body = old.leaf();
+        let left = if lo > 0 { Some(body.ends[lo - 1]) } else { None };
+        let right = if hi < old.len() { Some(body.starts[hi]) } else { None };
+        let gap = |left: Option<usize>, right| left.map_or(0, |left: usize| right - left);
+        let (mut come, mut last) = (0, left);
+        for entry in new {
+            come = come.max(gap(last, entry.range.start().get()));
+            last = Some(entry.range.end().get());
+        }
+        if let Some(right) = right {
+            come = come.max(gap(last, right));
+        }
+        let first = new.first().map(|entry| entry.range.start().get()).or(right);
+        let start = if lo > 0 { body.starts[0] } else { first.expect("the node is not empty") };
+        let end = if hi < old.len() { body.ends[old.len() - 1] } else { last.expect("the node is not empty") };
+        Changed { old, lo, hi, start, end, gone: widest(old, lo..=hi), come }
+    }
+
+    /// Child `at` becomes `child`.
+    #[inline]
+    fn inner(old: &'t Node, at: usize, child: Child) -> Changed<'t> {
+        let (body, len) = (old.inner(), old.len());
+        let gone = body.gaps[at].max(widest(old, at..=at + 1));
+        let left = if at > 0 { child.start - body.ends[at - 1] } else { 0 };
+        let right = if at + 1 < len { body.starts[at + 1] - child.end } else { 0 };
+        let start = if at > 0 { body.starts[0] } else { child.start };
+        let end = if at + 1 < len { body.ends[len - 1] } else { child.end };
+        Changed { old, lo: at, hi: at + 1, start, end, gone, come: child.gap.max(left).max(right) }
+    }
+
+    /// What the parent says of the copy, if of the old node it said `old_max`.
+    #[inline]
+    fn as_child(&self, old_max: usize, node: NonNull<Node>) -> Child {
+        let gap = if self.come >= old_max {
+            self.come
+        } else if self.gone < old_max {
+            old_max
+        } else {
+            // Perhaps another is as wide as the one that went; none is wider.
+            self.come.max(self.old.max_gap_but(self.lo, self.hi))
+        };
+        Child { start: self.start, end: self.end, gap, node }
+    }
 }
 
 /// The widest gap before one of `slots`.
@@ -160,20 +221,6 @@ fn widest(node: &Node, slots: std::ops::RangeInclusive<usize>) -> usize {
         widest = widest.max(node.gap_before(i));
     }
     widest
-}
-
-/// The largest gap of a changed node that had `old_max`. `gone` is the widest
-/// of the gaps that the change took away, `come` of those it made.
-#[inline]
-fn settle(node: &Node, old_max: usize, (gone, come): (usize, usize)) -> usize {
-    if come >= old_max {
-        come
-    } else if gone < old_max {
-        old_max
-    } else {
-        // Perhaps another is as wide as the one that went; none is wider.
-        node.max_gap(old_max)
-    }
 }
 
 /// Makes a node that is not published yet the root.
@@ -199,7 +246,7 @@ fn outline(node: NonNull<Node>) -> Child {
 
 /// What the parent of a new node says of it.
 fn describe(node: NonNull<Node>) -> Child {
-    Child { gap: fresh(&node).max_gap(usize::MAX), ..outline(node) }
+    Child { gap: fresh(&node).max_gap(), ..outline(node) }
 }
 
 impl<'t> Edit<'t> {
@@ -276,14 +323,25 @@ impl<'t> Edit<'t> {
                 None => {}
             }
         }
-        pack_leaves(&items)
+        pack_leaves(&items, self.growing(0))
+    }
+
+    /// At which end of the level's run the tree grows: where nothing is kept of
+    /// the run's node there.
+    fn growing(&self, level: usize) -> Option<Side> {
+        let (left, right) = (self.left[level], self.right[level]);
+        match (left.at == 0, right.at == right.node.len()) {
+            (true, false) => Some(Side::Left),
+            (false, true) => Some(Side::Right),
+            _ => None,
+        }
     }
 
     /// The new nodes of `level`, whose new children are `made`. Where a single
     /// child is left in the whole tree, that child, as the root to be.
     fn inner(&mut self, level: usize, made: &[Child]) -> Made {
         if level >= self.height {
-            return pack_inner(level, made);
+            return pack_inner(level, made, None);
         }
         let (left, right) = (self.left[level], self.right[level]);
         if let [child] = *made
@@ -308,7 +366,7 @@ impl<'t> Edit<'t> {
                 None => {}
             }
         }
-        pack_inner(level, &items)
+        pack_inner(level, &items, self.growing(level))
     }
 
     /// The tree loses a level, and a child that was kept becomes the root. It
@@ -367,26 +425,40 @@ fn one(child: Child) -> Made {
     made
 }
 
-/// Splits `items` into as few runs of at most `max` as possible, of about equal length.
-fn runs<I>(mut items: &[I], max: usize) -> impl Iterator<Item = &[I]> {
+/// What a new node has above the minimum where the tree grows, so that the next
+/// few removals do not merge it again.
+const SLACK: usize = 2;
+
+/// Splits `items` into as few runs of at most `max` as possible, of about equal
+/// length; where one becomes two because the tree grows at one end, of `min` items
+/// there and the rest at the other. (mmap places downwards, so most trees grow at
+/// an end all the time: nodes cut in half would stay so.)
+fn runs<I>(mut items: &[I], min: usize, max: usize, growing: Option<Side>) -> impl Iterator<Item = &[I]> {
     let mut left = items.len().div_ceil(max);
+    let uneven = if left == 2 && items.len() <= max + min { growing } else { None };
     std::iter::from_fn(move || {
-        let run = items.len().checked_div(left)?;
+        let run = match (left, uneven) {
+            (2, Some(Side::Left)) => min,
+            (2, Some(Side::Right)) => items.len() - min,
+            _ => items.len().checked_div(left)?,
+        };
         let (head, tail) = items.split_at(run);
         (items, left) = (tail, left - 1);
         Some(head)
     })
 }
 
-fn pack_leaves(items: &[Entry<()>]) -> Made {
+fn pack_leaves(items: &[Entry<()>], growing: Option<Side>) -> Made {
     const EMPTY: &Node = &Node::empty(0);
-    runs(items, LEAF_MAX).map(|run| describe(store(EMPTY, |leaf| leaf.splice(0, 0, run)))).collect()
+    runs(items, LEAF_MIN + SLACK, LEAF_MAX, growing)
+        .map(|run| describe(store(EMPTY, |leaf| leaf.splice(0, 0, run))))
+        .collect()
 }
 
-fn pack_inner(level: usize, items: &[Child]) -> Made {
+fn pack_inner(level: usize, items: &[Child], growing: Option<Side>) -> Made {
     assert!(level < MAX_HEIGHT, "the tree is too high");
     let empty = Node::empty(level);
-    runs(items, INNER_MAX)
+    runs(items, INNER_MIN + SLACK, INNER_MAX, growing)
         .map(|run| describe(store(&empty, |node| run.iter().for_each(|&child| node.push_child(child)))))
         .collect()
 }

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes docs/performance.md and docs/performance.json from the rows in target/performance; see bench-report.sh.
+
+What stands below the line MARK in docs/performance.md is written by hand and stays.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ROOT / "target/performance"
+DOC = ROOT / "docs/performance.md"
+DATA = ROOT / "docs/performance.json"
+MARK = "<!-- Below this line the text is written by hand. -->"
+
+# Headings, and the rows under each: by the beginning of their names.
+SECTIONS = [
+    ("A whole fault, against the bare mechanism", ["whole write", "whole read", "two threads' faults"]),
+    ("The first touch of a mapping in order, against the host's own", ["first touch"]),
+    ("Looking a VMA up", ["lookup"]),
+    ("Locks", ["rcu section", "read-lock"]),
+    ("Changing the address space", ["tree update", "mmap + munmap of", "mmap + munmap in", "host calls"]),
+    ("Without hardware", ["software faults", "fault without"]),
+    ("Latency under change", ["p99"]),
+    ("Memory", ["memory"]),
+]
+
+
+def from_compare():
+    """The rows that `vmalab compare` gives."""
+    file = ROWS / "compare.json"
+    if not file.exists():
+        return []
+    result = json.loads(file.read_text())
+    rows = []
+    for subject in result["subjects"]:
+        if subject["name"] == result["baseline"]:
+            continue
+        ratio = subject["p99_ratio"]
+        p99 = sorted(run["fault_ns"]["p99"] for run in subject["runs"])
+        rows.append(
+            {
+                "name": f"p99 of a fault in app-start, 2 threads and 2 mutators/{subject['name']}",
+                "unit": "ratio", "value": ratio["median"], "low": ratio["low"], "high": ratio["high"],
+                "rounds": result["rounds"], "goal": {"at_most": 0.2}, "met": ratio["median"] <= 0.2,
+                "subject": subject["name"], "subject_ns": p99[len(p99) // 2],
+                "against": f"{result['baseline']}, its best rwsem",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def number(value):
+    if value is None:
+        return ""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def line(row):
+    goal = row["goal"] or {}
+    wanted = "".join(f"{'≤' if kind == 'at_most' else '≥'} {number(limit)}" for kind, limit in goal.items())
+    unit = {"ratio": "", "ns": " ns", "bytes": " B"}.get(row["unit"], "")
+    value = f"{number(row['value'])}{unit}"
+    if row["low"] != row["high"]:
+        value += f" ({number(row['low'])} – {number(row['high'])})"
+    times = ""
+    if "against_ns" in row:
+        times = f"{number(row['subject_ns'])} / {number(row['against_ns'])}"
+    elif "subject_ns" in row:
+        times = number(row["subject_ns"])
+    met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+    return f"| {row['name']} | {value} | {wanted} | {met} | {times} |"
+
+
+def machine():
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "cpus": os.cpu_count(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
+        "rustc": rustc.split(" (")[0],
+    }
+
+
+def main():
+    rows = [json.loads(file.read_text()) for file in sorted(ROWS.glob("*.json")) if file.name != "compare.json"]
+    rows += from_compare()
+    if not rows:
+        raise SystemExit("target/performance holds no figures: run scripts/bench-report.sh")
+    here = machine()
+    DATA.write_text(json.dumps({"schema": 1, "machine": here, "rows": rows}, indent=1) + "\n")
+    goals = [row for row in rows if row["goal"]]
+    text = [
+        "# Performance: what there is against what there can be",
+        "",
+        "Written by `scripts/bench-report.sh`, which measures all of it; the same figures are in `performance.json`. Every",
+        "ratio is taken side by side: subject and reference take turns, some milliseconds each, and the figure is the median",
+        "of the rounds' ratios with its 95 % interval. The times are medians in ns per operation (subject / reference), good",
+        "for orders of magnitude only: the machine's own speed wanders.",
+        "",
+        f"Machine: {here['cpu']}, {here['cpus']} CPUs, Linux {here['kernel']}, {here['rustc']}. "
+        f"Goals met: {sum(bool(row['met']) for row in goals)} of {len(goals)}.",
+    ]
+    left = list(rows)
+    for heading, names in SECTIONS:
+        chosen = [row for name in names for row in left if row["name"].startswith(name)]
+        if chosen:
+            text += ["", f"## {heading}", "", "| what | figure | goal | met | ns |", "|---|---|---|---|---|"]
+            text += [line(row) for row in chosen]
+            left = [row for row in left if row not in chosen]
+    assert not left, f"rows without a section: {[row['name'] for row in left]}"
+    below = DOC.read_text().partition(MARK)[2] if DOC.exists() else "\n"
+    DOC.write_text("\n".join(text) + f"\n\n{MARK}{below}")
+    for row in goals:
+        if not row["met"]:
+            print(f"not met: {row['name']}: {number(row['value'])}, goal {row['goal']}")
+
+
+if __name__ == "__main__":
+    main()
