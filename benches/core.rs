@@ -285,6 +285,8 @@ fn memory(rows: &mut Rows) {
 
 fn main() {
     let mut rows = Rows::from_args();
+    // An address space has been made, as wherever there is something to measure.
+    drop(with_vmas::<TypeSafe>(1));
     // First, while the heap is small.
     memory(&mut rows);
     // Beside an idle second thread, as in any program that has a use for locks.

@@ -16,6 +16,12 @@ pub(crate) fn light() {
     }
 }
 
+/// Finds out whether there is a heavy barrier that lets readers do without
+/// fences, unless that was done before: they pay for one until then.
+pub(crate) fn set_up() {
+    asymmetric::set_up();
+}
+
 /// Writer's half: a full fence on every running thread of the process, and on
 /// this one.
 pub(crate) fn heavy() {

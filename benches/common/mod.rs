@@ -62,9 +62,10 @@ impl Rows {
         }
     }
 
-    /// Whether the filter lets anything named like this through: what is costly to make is not made in vain.
+    /// Whether the filter lets something through that is called, or begins with, `name`: what is costly to make is not
+    /// made in vain.
     pub fn wants(&self, name: &str) -> bool {
-        self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()) || filter.starts_with(name))
     }
 
     /// A row that is a ratio of two works' time per operation, and Criterion's figures for either.

@@ -189,6 +189,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// If the `Mmu`'s range is empty.
     pub fn new(mmu: M, pager: P) -> Self {
         assert!(!mmu.range().is_empty());
+        // Now rather than at the first grace period: a program that only faults
+        // may never have one.
+        crate::membarrier::set_up();
         Mm { core: count::MmOwner::new(), mmu, pager }
     }
 
