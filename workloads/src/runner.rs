@@ -9,7 +9,7 @@ use crate::report::{AdversaryReport, Violation};
 use crate::shared::{Phase, Plan, Rendezvous, Shared};
 use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
-use crate::workload::{Visit, Workload};
+use crate::workload::{Threads, Visit, Workload};
 use crate::{RunError, WorkloadInfo, trace, workload};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,30 +64,16 @@ pub(crate) fn drive<T: Target>(
     control: &Control,
     patience: Duration,
 ) -> Result<Driven, RunError> {
-    struct Drive<'a, T> {
-        targets: Vec<T>,
-        plan: Plan,
-        control: &'a Control,
-        patience: Duration,
-    }
-    impl<T: Target> Visit for Drive<'_, T> {
-        type Out = Result<Driven, RunError>;
+    struct Make<'a, T>(&'a Shared<T>);
+    impl<T: Target> Visit for Make<'_, T> {
+        type Out = Result<Arc<dyn Threads<T>>, Fail>;
         fn visit<W: Workload>(self) -> Self::Out {
-            drive_as::<T, W>(self.targets, self.plan, self.control, self.patience)
+            Ok(Arc::new(W::new(self.0)?))
         }
     }
-    workload::with_type(info, Drive { targets, plan, control, patience })
-}
-
-fn drive_as<T: Target, W: Workload>(
-    targets: Vec<T>,
-    plan: Plan,
-    control: &Control,
-    patience: Duration,
-) -> Result<Driven, RunError> {
     control.enter(Stage::SetUp);
     let shared = Arc::new(Shared::new(targets, plan));
-    let work = Arc::new(W::new(&shared).map_err(failure_at_set_up)?);
+    let work = workload::with_type(info, Make(&shared)).map_err(failure_at_set_up)?;
     let mut crew = Crew::hire(&shared, &work)?;
 
     let mut watch = Watch::new(&shared, control);
@@ -157,7 +143,7 @@ struct Crew {
 
 impl Crew {
     /// Starts them; they wait at the gate.
-    fn hire<T: Target, W: Workload>(shared: &Arc<Shared<T>>, work: &Arc<W>) -> Result<Crew, RunError> {
+    fn hire<T: Target>(shared: &Arc<Shared<T>>, work: &Arc<dyn Threads<T>>) -> Result<Crew, RunError> {
         let workers = shared.plan.workers();
         let (sender, done) = unbounded();
         let gate = Arc::new(Rendezvous::new(workers + 1));
@@ -271,7 +257,7 @@ impl Crew {
 }
 
 /// A thread's whole life.
-fn thread<T: Target, W: Workload>(mut ctx: Ctx<T>, work: &W, gate: &Rendezvous, done: &Sender<Finished>) {
+fn thread<T: Target>(mut ctx: Ctx<T>, work: &dyn Threads<T>, gate: &Rendezvous, done: &Sender<Finished>) {
     vmalab::thread::announce();
     trace::enter_worker(ctx.name());
     #[cfg(feature = "races")]

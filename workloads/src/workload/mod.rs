@@ -134,6 +134,25 @@ pub(crate) trait Workload: Send + Sync + Sized + 'static {
     }
 }
 
+/// A workload as its threads see it: the one dynamic call of a thread's life, so
+/// that the runner is compiled once for each target and not for each workload too.
+pub(crate) trait Threads<T>: Send + Sync {
+    /// See [`Workload::fault_thread`].
+    fn fault_thread(&self, ctx: &mut Ctx<T>) -> Flow;
+    /// See [`Workload::mutator`].
+    fn mutator(&self, ctx: &mut Ctx<T>) -> Flow;
+}
+
+impl<T: Target, W: Workload> Threads<T> for W {
+    fn fault_thread(&self, ctx: &mut Ctx<T>) -> Flow {
+        Workload::fault_thread(self, ctx)
+    }
+
+    fn mutator(&self, ctx: &mut Ctx<T>) -> Flow {
+        Workload::mutator(self, ctx)
+    }
+}
+
 /// What is done with a workload once its name has become a type.
 pub(crate) trait Visit {
     /// What comes of it.
