@@ -68,7 +68,7 @@ fn whole<S: LockScheme>(threads: usize, space: &Arc<AddressSpace<S>>, how: Touch
                 let begin = Instant::now();
                 for page in range.iter_pages().take(now) {
                     match how {
-                        // SAFETY, both: a page of a mapping that this thread alone uses.
+                        // SAFETY: a page of a mapping that this thread alone uses.
                         Touch::Store => unsafe { store_u64(page.get(), 1) }.unwrap(),
                         // SAFETY: as above.
                         Touch::Load => drop(unsafe { load_u64(page.get()) }.unwrap()),
