@@ -167,6 +167,9 @@ pub struct StressConfig {
     pub fault_around: u32,
     /// `--ready-pages`: zeroed pages kept ready for fault-around of stores. 0: none.
     pub ready_pages: u32,
+    /// `--pin`: each thread stays on one CPU, the fault threads first and then
+    /// the mutators on the CPUs in turn.
+    pub pin: bool,
     /// `--adversary`: forced reuse, poison on free, random delays. Only in
     /// builds with the feature `races`.
     pub adversary: bool,
@@ -213,6 +216,7 @@ impl Default for StressConfig {
             region: None,
             fault_around: 1,
             ready_pages: 0,
+            pin: false,
             adversary: false,
             #[cfg(feature = "races")]
             mutant: None,

@@ -13,11 +13,13 @@ mod control;
 mod ctx;
 mod error;
 mod measure;
+mod pin;
 mod report;
 mod rng;
 mod run;
 mod runner;
 mod shared;
+mod slices;
 mod target;
 mod trace;
 mod verify;
@@ -27,11 +29,12 @@ pub use config::{Backend, DEFAULT_DURATION, Delivery, Lock, Rwsem, StressConfig,
 pub use control::{Control, Progress, Stage};
 pub use error::RunError;
 pub use report::{
-    AbortReasons, AdversaryReport, AttributionReport, DelaysReport, Distribution, FaultOutcomes, FloorReport,
+    AbortReasons, AdversaryReport, AttributionReport, Cdf, DelaysReport, Distribution, FaultOutcomes, FloorReport,
     HostCallsReport, MmapLockReport, PhaseReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation,
     VmaLockReport,
 };
 pub use run::{run, run_recorded};
+pub use slices::{Slice, SlicesReport};
 pub use trace::timeline::{TIMELINE_EVENTS, Timeline};
 pub use workload::{WorkloadInfo, find, list};
 

@@ -3,7 +3,7 @@
 
 use crate::trace::attribution::Attribution;
 use hdrhistogram::Histogram;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 /// Calls that change an address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,8 @@ pub(crate) const BUCKETS: usize = 64 << SUB_BITS;
 
 /// One thread's running totals, read by the runner while it works.
 pub(crate) struct Live {
+    /// The thread, as `gettid(2)` names it; 0 before it runs.
+    pub(crate) tid: AtomicI32,
     pub(crate) ops: AtomicU64,
     pub(crate) first_touches: AtomicU64,
     pub(crate) checked: AtomicU64,
@@ -96,6 +98,7 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn new() -> Live {
         Live {
+            tid: AtomicI32::new(0),
             ops: AtomicU64::new(0),
             first_touches: AtomicU64::new(0),
             checked: AtomicU64::new(0),

@@ -3,6 +3,7 @@
 //!
 //! Times are nanoseconds. What was not measured is `null`, never 0.
 
+use crate::slices::SlicesReport;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +44,24 @@ impl Distribution {
             max: histogram.max(),
         })
     }
+}
+
+/// A distribution's quantiles, ascending, each with its value in ns: twenty for
+/// each nine (0, 0.11, ... 0.9, ... 0.99) up to p99.99, or to where the last
+/// sample stands.
+pub type Cdf = Vec<(f64, u64)>;
+
+/// Steps of a [`Cdf`] from one nine to the next.
+const STEPS_PER_NINE: i32 = 20;
+
+/// The quantiles of a histogram.
+pub(crate) fn cdf(histogram: &Histogram<u64>) -> Cdf {
+    (0..=4 * STEPS_PER_NINE)
+        .map(|step| 10_f64.powf(f64::from(-step) / f64::from(STEPS_PER_NINE)))
+        // As exact as the power above.
+        .take_while(|above| histogram.len() as f64 * above > 1.0 - 1e-6)
+        .map(|above| (1.0 - above, histogram.value_at_quantile(1.0 - above)))
+        .collect()
 }
 
 /// What the fault latency is a multiple of: the bare mechanism, measured right
@@ -325,6 +344,16 @@ pub struct StressReport {
     /// Where the faults' time went; `None` natively, or if none was sampled.
     #[serde(default)]
     pub attribution: Option<AttributionReport>,
+    /// The whole distributions of what a comparison looks at: `fault`, and the
+    /// call `mmap`.
+    #[serde(default)]
+    pub cdf_ns: BTreeMap<String, Cdf>,
+    /// Whether each thread was kept on one CPU.
+    #[serde(default)]
+    pub pinned: bool,
+    /// The measured part in slices of time; `None` if there was none.
+    #[serde(default)]
+    pub slices: Option<SlicesReport>,
     /// Calls that changed the address space, by name.
     pub ops: BTreeMap<String, u64>,
     /// All of them per second.
@@ -354,5 +383,26 @@ impl StressReport {
     /// Whether nothing wrong was found (exit status 0; else 1).
     pub fn passed(&self) -> bool {
         self.verify.as_ref().is_none_or(|verify| verify.violations == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_end_where_the_samples_do() {
+        let mut histogram = crate::measure::histogram();
+        (1..=1000u64).for_each(|ns| histogram.record(ns).unwrap());
+        let found = cdf(&histogram);
+        assert_eq!((found.len(), found[0]), (61, (0.0, 1)));
+        assert!((found[60].0 - 0.999).abs() < 1e-9, "{found:?}");
+        assert!(found.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{found:?}");
+        let median = found.iter().find(|(quantile, _)| *quantile > 0.499).unwrap();
+        assert!((495..=515).contains(&median.1), "{median:?}");
+        (0..20).for_each(|_| histogram.record_n(5, 1000).unwrap());
+        let whole = cdf(&histogram);
+        assert!(whole.len() == 81 && (whole[80].0 - 0.9999).abs() < 1e-9, "{whole:?}");
+        assert!(cdf(&crate::measure::histogram()).is_empty());
     }
 }

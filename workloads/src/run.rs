@@ -2,9 +2,11 @@
 //! a report.
 
 use crate::config::{Backend, Delivery, Lock, StressConfig};
+use crate::measure::Recorder;
+use crate::pin;
 use crate::report::{
-    AbortReasons, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport, RcuReport, SlabReport, StressReport,
-    VerifyReport, VmaLockReport,
+    self, AbortReasons, Cdf, Distribution, FaultOutcomes, HostCallsReport, MmapLockReport, RcuReport, SlabReport,
+    StressReport, VerifyReport, VmaLockReport,
 };
 use crate::runner::{self, Driven};
 use crate::shared::Plan;
@@ -169,6 +171,7 @@ impl Checked {
             warmup: config.warmup,
             seed: config.seed,
             verify: config.verify,
+            cpus: config.pin.then(pin::cpus).transpose()?,
         };
         let region_bytes = region_bytes(config, info, &plan)?;
         Ok(Checked { info, plan, region_bytes })
@@ -264,6 +267,9 @@ impl Checked {
             pages: Some(pages),
             touches: recorder.touches,
             fault_ns: Distribution::of(&recorder.faults),
+            cdf_ns: cdfs(recorder),
+            pinned: config.pin,
+            slices: driven.slices.clone(),
             floor: None,
             attribution: recorder.attribution.report(),
             ops_per_s: per_second(ops.values().sum()),
@@ -314,6 +320,12 @@ fn region_bytes(config: &StressConfig, info: &WorkloadInfo, plan: &Plan) -> Resu
             Ok(bytes)
         }
     }
+}
+
+fn cdfs(recorder: &Recorder) -> BTreeMap<String, Cdf> {
+    let mmap = measure::Op::Mmap;
+    let of = [("fault", &recorder.faults), (mmap.name(), &recorder.ops[mmap as usize])];
+    of.into_iter().filter(|(_, all)| !all.is_empty()).map(|(name, all)| (name.to_owned(), report::cdf(all))).collect()
 }
 
 fn vma_lock(counters: &Snapshot) -> VmaLockReport {

@@ -7,10 +7,11 @@ use crate::ctx::{Ctx, Fail, Role};
 use crate::measure::{BUCKETS, Recorder, p99};
 use crate::report::{AdversaryReport, Violation};
 use crate::shared::{Phase, Plan, Rendezvous, Shared};
+use crate::slices::{Done, Place, Sampler, SlicesReport};
 use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
 use crate::workload::{Threads, Visit, Workload};
-use crate::{RunError, WorkloadInfo, trace, workload};
+use crate::{RunError, WorkloadInfo, pin, trace, workload};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) struct Driven {
     pub(crate) unchecked_state: u64,
     /// All, the first first.
     pub(crate) violations: Vec<Violation>,
+    /// Of the measured part, if there was one.
+    pub(crate) slices: Option<SlicesReport>,
     /// `None` without the adversary.
     pub(crate) adversary: Option<AdversaryReport>,
 }
@@ -89,8 +92,10 @@ pub(crate) fn drive<T: Target>(
         crew.gate.wait(|| true);
         (began, true)
     };
+    watch.sampler = measured.then(|| watch.sampler());
     let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch, patience);
     shared.stop();
+    let slices = watch.sampler.take().map(|sampler| sampler.finish(watch.done()));
 
     // Whoever did not move for so long will hardly do so now.
     let missing = crew.collect(if watch.stalled { patience / 6 } else { patience });
@@ -119,6 +124,7 @@ pub(crate) fn drive<T: Target>(
         checked: shared.live.iter().map(|live| live.checked.load(Ordering::Relaxed)).sum(),
         unchecked_state: shared.live.iter().map(|live| live.unchecked_state.load(Ordering::Relaxed)).sum(),
         violations,
+        slices,
         adversary: None,
     })
 }
@@ -260,14 +266,18 @@ impl Crew {
 fn thread<T: Target>(mut ctx: Ctx<T>, work: &dyn Threads<T>, gate: &Rendezvous, done: &Sender<Finished>) {
     vmalab::thread::announce();
     trace::enter_worker(ctx.name());
+    // Relaxed: the gate passes it on.
+    ctx.shared.live[ctx.worker].tid.store(nix::unistd::gettid().as_raw(), Ordering::Relaxed);
+    let pinned = ctx.shared.plan.cpu_of(ctx.worker).map_or(Ok(()), pin::to);
     #[cfg(feature = "races")]
     vmalab::races::adversary::enter_thread(ctx.worker as u64);
     if !gate.wait(|| true) {
         return;
     }
-    let result = catch_unwind(AssertUnwindSafe(|| match ctx.role {
-        Role::Fault => work.fault_thread(&mut ctx),
-        Role::Mutator => work.mutator(&mut ctx),
+    let result = catch_unwind(AssertUnwindSafe(|| match (pinned, ctx.role) {
+        (Err(error), _) => Err(Fail::Unsupported(error.to_string())),
+        (_, Role::Fault) => work.fault_thread(&mut ctx),
+        (_, Role::Mutator) => work.mutator(&mut ctx),
     }));
     let result = match result {
         Ok(Err(Fail::Stop)) => Ok(()),
@@ -327,6 +337,8 @@ struct Watch<'a, T> {
     touches_before: u64,
     ops_before: u64,
     latencies: Vec<u64>,
+    /// While the measured part runs.
+    sampler: Option<Sampler>,
     next: Instant,
     /// All that has been done, and since when it has been no more than that.
     moved: (u64, Instant),
@@ -344,6 +356,7 @@ impl<'a, T: Target> Watch<'a, T> {
             touches_before: 0,
             ops_before: 0,
             latencies: vec![0; BUCKETS],
+            sampler: None,
             next: Instant::now(),
             moved: (0, Instant::now()),
             stalled: false,
@@ -376,7 +389,30 @@ impl<'a, T: Target> Watch<'a, T> {
         self.ops_before = self.sum(|live| live.ops.load(Ordering::Relaxed));
     }
 
+    /// What the threads have done so far.
+    fn done(&self) -> Done {
+        let relaxed = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let touches = self.sum(|live| relaxed(&live.first_touches));
+        Done {
+            faults: if T::COUNTS { Snapshot::take().get(Counter::Fault) } else { touches },
+            ops: self.sum(|live| relaxed(&live.ops)),
+            by_thread: self.shared.live.iter().map(|live| relaxed(&live.first_touches) + relaxed(&live.ops)).collect(),
+        }
+    }
+
+    /// Begins to cut the run into slices.
+    fn sampler(&self) -> Sampler {
+        let (plan, live) = (&self.shared.plan, &self.shared.live);
+        let place = |worker: usize| Place { tid: live[worker].tid.load(Ordering::Relaxed), cpu: plan.cpu_of(worker) };
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Sampler::start((0..plan.workers()).map(place).collect(), cpus, self.done())
+    }
+
     fn look(&mut self) {
+        if let Some(mut sampler) = self.sampler.take() {
+            sampler.look(|| self.done());
+            self.sampler = Some(sampler);
+        }
         if Instant::now() < self.next {
             return;
         }

@@ -21,9 +21,16 @@ pub(crate) struct Plan {
     pub(crate) warmup: Duration,
     pub(crate) seed: u64,
     pub(crate) verify: bool,
+    /// The CPUs that the threads are pinned to in turn; `None`: they are not pinned.
+    pub(crate) cpus: Option<Vec<usize>>,
 }
 
 impl Plan {
+    /// The CPU of a thread, if it is pinned.
+    pub(crate) fn cpu_of(&self, worker: usize) -> Option<usize> {
+        self.cpus.as_ref().map(|cpus| cpus[worker % cpus.len()])
+    }
+
     /// Fault threads and mutators together.
     pub(crate) fn workers(&self) -> usize {
         self.threads + self.mutators

@@ -26,6 +26,7 @@ fn plan(name: &str, verify: bool) -> Plan {
         warmup: Duration::ZERO,
         seed: 7,
         verify,
+        cpus: None,
     }
 }
 
@@ -185,18 +186,29 @@ fn a_stopped_run_is_partial() {
     let control = Control::new();
     let endless = Plan { duration: None, ops: None, warmup: Duration::from_millis(20), ..plan("protect", true) };
     let fakes = vec![Fake::new(1 << 30, None)];
-    let driven = std::thread::scope(|scope| {
+    let (progress, driven) = std::thread::scope(|scope| {
         let running =
             scope.spawn(|| drive(find("protect").unwrap(), fakes, endless, &control, Duration::from_secs(10)));
-        std::thread::sleep(Duration::from_millis(400));
-        let progress = control.progress();
-        assert_eq!(progress.stage, crate::Stage::Measure);
-        assert!(progress.ops > 0 && progress.checked > 0);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let mut progress = control.progress();
+        while progress.stage != crate::Stage::Measure || progress.ops == 0 || progress.elapsed.as_millis() < 200 {
+            if std::time::Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            progress = control.progress();
+        }
+        // Before anything can fail: the scope waits for the run.
         control.stop();
-        running.join().unwrap().unwrap()
+        (progress, running.join().unwrap().unwrap())
     });
+    assert_eq!(progress.stage, crate::Stage::Measure);
+    assert!(progress.ops > 0 && progress.checked > 0);
     assert!(driven.interrupted && driven.violations.is_empty());
-    assert!((0.05..5.0).contains(&driven.seconds), "{}", driven.seconds);
+    assert!((0.05..20.0).contains(&driven.seconds), "{}", driven.seconds);
+    let slices = driven.slices.expect("there was a measured part");
+    let counted: u64 = slices.each.iter().map(|slice| slice.ops).sum();
+    assert!(!slices.each.is_empty() && counted > 0, "{slices:?}");
 }
 
 #[test]
