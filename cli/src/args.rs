@@ -48,11 +48,15 @@ Examples:
   vmalab compare app-start
   vmalab compare app-start --locks mmap,typesafe --rounds 9 --duration 3
   vmalab compare app-start --locks mmap,typesafe,native --json result.json
+  vmalab compare app-start --html report.html
 
-Each round runs every subject once; the order changes from round to round.
-Ratios are taken round by round to the baseline; the interval is a 95 %
-bootstrap interval of their median. A winner is named only when the interval
-leaves out 1 and there were at least 5 rounds.";
+First, one short run of each subject is thrown away. Each round runs every
+subject once; the order changes from round to round. Ratios are taken round by
+round to the baseline; the interval is a 95 % bootstrap interval of their
+median. A run is cut into slices of time; those in which other programs or a
+hypervisor had the CPUs are counted, and the ratio is told without them too. A
+winner is named only when both intervals leave out 1 and there were at least 5
+rounds. docs/comparing.md tells how.";
 
 const RACE_EXAMPLES: &str = "\
 Examples:
@@ -239,8 +243,8 @@ pub struct CompareArgs {
     /// Write the result as JSON to FILE; '-' prints it in place of the table
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
-    /// Reserved for a report page.
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Write a page with charts to FILE, beside the table
+    #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
@@ -387,6 +391,13 @@ pub struct RunArgs {
     /// [default: 0]
     #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     pub ready_pages: Option<u32>,
+    /// Keep each thread on one CPU: fault threads, then mutators, on the CPUs in
+    /// turn [default: 'compare' does, 'stress' does not]
+    #[arg(long, overrides_with = "no_pin")]
+    pub pin: bool,
+    /// Let threads move between CPUs
+    #[arg(long, overrides_with = "pin")]
+    pub no_pin: bool,
     /// Be hostile: hand VMA objects on at once, poison them when freed, reuse
     /// addresses, delay threads at schedule points ('docs/adversary.md')
     #[arg(long, hide = cfg!(not(feature = "races")))]

@@ -16,6 +16,7 @@ mod failure;
 mod interrupt;
 mod limits;
 mod list;
+mod machine;
 mod names;
 mod output;
 mod plan;

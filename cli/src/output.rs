@@ -1,4 +1,4 @@
-//! Where results go: standard output, and the file of `--json`.
+//! Where results go: standard output, and the files of `--json` and `--html`.
 
 use crate::failure::Failure;
 use serde::Serialize;
@@ -15,13 +15,13 @@ pub enum Json {
     /// `-`: the object takes the place of the table.
     Stdout,
     /// The object goes to the file, the table to standard output.
-    File(JsonFile),
+    File(OutFile),
 }
 
-/// The file of `--json`. What it held stays until there is a result; if there
+/// The file of an option. What it held stays until there is a result; if there
 /// never is one, a file that was not there before goes away again.
 #[derive(Debug)]
-pub struct JsonFile {
+pub struct OutFile {
     file: File,
     path: PathBuf,
     remove: bool,
@@ -33,13 +33,7 @@ impl Json {
         match path {
             None => Ok(Json::None),
             Some(path) if path == "-" => Ok(Json::Stdout),
-            Some(path) => JsonFile::open(path).map(Json::File).map_err(|e| {
-                Failure::usage(format!(
-                    "cannot write --json {}: {}; name a file in a folder you may write to, or '-'",
-                    path.display(),
-                    reason(&e)
-                ))
-            }),
+            Some(path) => OutFile::of_option("--json", path, ", or '-'").map(Json::File),
         }
     }
 
@@ -51,22 +45,60 @@ impl Json {
             Json::File(mut file) => {
                 // The table first: it must not be lost with a full disk.
                 let printed = print(&table());
-                file.rewrite(&to_line(object))
-                    .map_err(|e| Failure::cannot(format!("cannot write {}: {}", file.path.display(), reason(&e))))?;
+                file.replace(&to_line(object))?;
                 printed
             }
         }
     }
 }
 
-impl JsonFile {
-    fn open(path: &Path) -> io::Result<JsonFile> {
+/// Where `--html FILE` sends its page, opened before the run.
+#[derive(Debug)]
+pub struct Html(Option<OutFile>);
+
+impl Html {
+    /// Opens what `--html` names.
+    pub fn open(path: Option<&Path>) -> Result<Html, Failure> {
+        if path.is_some_and(|path| path == "-") {
+            return Err(Failure::usage("--html writes a page to a file: name one, for example --html report.html"));
+        }
+        path.map(|path| OutFile::of_option("--html", path, "")).transpose().map(Html)
+    }
+
+    /// Whether `--html` was given.
+    pub fn wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Writes the page, if it was asked for.
+    pub fn write(self, page: impl FnOnce() -> String) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), |mut file| file.replace(&page()))
+    }
+}
+
+impl OutFile {
+    /// `or`: what else could be named.
+    fn of_option(option: &str, path: &Path, or: &str) -> Result<OutFile, Failure> {
+        OutFile::open(path).map_err(|e| {
+            Failure::usage(format!(
+                "cannot write {option} {}: {}; name a file in a folder you may write to{or}",
+                path.display(),
+                reason(&e)
+            ))
+        })
+    }
+
+    fn replace(&mut self, text: &str) -> Result<(), Failure> {
+        self.rewrite(text).map_err(|e| Failure::cannot(format!("cannot write {}: {}", self.path.display(), reason(&e))))
+    }
+
+    fn open(path: &Path) -> io::Result<OutFile> {
         let (file, remove) = match File::create_new(path) {
             Ok(file) => (file, true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => (File::options().write(true).open(path)?, false),
             Err(e) => return Err(e),
         };
-        Ok(JsonFile { file, path: path.to_path_buf(), remove })
+        Ok(OutFile { file, path: path.to_path_buf(), remove })
     }
 
     /// Replaces what the file held. A device or a pipe is only written to.
@@ -80,7 +112,7 @@ impl JsonFile {
     }
 }
 
-impl Drop for JsonFile {
+impl Drop for OutFile {
     fn drop(&mut self) {
         if self.remove {
             // Nothing to be done if it fails: an empty file stays.

@@ -54,15 +54,12 @@ pub struct Comparison {
 
 /// What `compare` runs.
 pub fn compare(args: &CompareArgs) -> Result<Comparison, Failure> {
-    if args.html.is_some() {
-        return Err(not_in_this_build("'--html'"));
-    }
     if args.backend == BackendArg::Native {
         return Err(Failure::usage(
             "compare runs locks, and the host as the subject 'native': try --locks mmap,typesafe,native",
         ));
     }
-    let config = shared("compare", &args.run)?;
+    let config = StressConfig { pin: !args.run.no_pin, ..shared("compare", &args.run)? };
     let names = subject_names(args);
     let mut subjects: Vec<Subject> = Vec::new();
     for name in &names {
@@ -172,6 +169,7 @@ fn shared(command: &str, args: &RunArgs) -> Result<StressConfig, Failure> {
         region: args.region,
         fault_around: args.fault_around.unwrap_or(defaults.fault_around),
         ready_pages: args.ready_pages.unwrap_or(defaults.ready_pages),
+        pin: args.pin,
         adversary: args.adversary,
         #[cfg(feature = "races")]
         mutant: args.mutant.as_deref().map(mutant).transpose()?,

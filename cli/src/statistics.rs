@@ -4,7 +4,8 @@
 //! rounds are drawn again with replacement [`RESAMPLES`] times, and the 2.5th
 //! and 97.5th percentile of the medians of those draws bound it. The draws come
 //! from SplitMix64 with a fixed seed, so the same rounds give the same interval.
-//! With five rounds or fewer it spans from the smallest ratio to the largest.
+//! With five rounds or fewer it spans from the smallest ratio to the largest
+//! (five rounds: the true median is in it 15 times of 16).
 
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ pub struct Ratio {
     pub low: Option<f64>,
     /// 97.5th percentile of the resampled medians; `None` with fewer than two rounds.
     pub high: Option<f64>,
+    /// Rounds that it is of.
+    pub rounds: usize,
 }
 
 impl Ratio {
@@ -35,10 +38,15 @@ impl Ratio {
             .filter(|ratio| ratio.is_finite())
             .collect();
         if ratios.is_empty() {
-            return Ratio { median: None, low: None, high: None };
+            return Ratio { median: None, low: None, high: None, rounds: 0 };
         }
         let interval = (ratios.len() > 1).then(|| bootstrap_median(&ratios));
-        Ratio { median: Some(median(&mut ratios)), low: interval.map(|i| i.0), high: interval.map(|i| i.1) }
+        Ratio {
+            rounds: ratios.len(),
+            median: Some(median(&mut ratios)),
+            low: interval.map(|i| i.0),
+            high: interval.map(|i| i.1),
+        }
     }
 
     /// Above 1, below 1, or neither: only when the whole interval is.
@@ -48,6 +56,20 @@ impl Ratio {
             (_, high) if high < 1.0 => Some(std::cmp::Ordering::Less),
             _ => None,
         }
+    }
+
+    /// More rounds that would likely leave 1 out of the interval, if the median
+    /// stays: an interval's width falls with the root of their number. `None` if
+    /// 1 is out already, or no number would do.
+    pub fn more_rounds(&self) -> Option<usize> {
+        let (median, low, high) = (self.median?.ln(), self.low?.ln(), self.high?.ln());
+        if self.direction().is_some() || median == 0.0 {
+            return None;
+        }
+        // To the end of the interval that lies beyond 1.
+        let reach = if median > 0.0 { median - low } else { high - median };
+        let rounds = self.rounds as f64 * (reach / median).powi(2);
+        rounds.is_finite().then(|| (rounds.ceil() as usize).saturating_sub(self.rounds).max(1))
     }
 }
 
@@ -108,7 +130,7 @@ mod tests {
 
     #[test]
     fn equal_rounds_have_a_point_for_an_interval() {
-        assert_eq!(of(&[1.5; 7]), Ratio { median: Some(1.5), low: Some(1.5), high: Some(1.5) });
+        assert_eq!(of(&[1.5; 7]), Ratio { median: Some(1.5), low: Some(1.5), high: Some(1.5), rounds: 7 });
         assert_eq!(of(&[1.5; 7]).direction(), Some(Ordering::Greater));
         assert_eq!(of(&[0.5; 7]).direction(), Some(Ordering::Less));
         assert_eq!(of(&[1.0; 7]).direction(), None);
@@ -117,13 +139,13 @@ mod tests {
     #[test]
     fn few_rounds_span_from_smallest_to_largest() {
         let ratio = of(&[1.1, 0.9, 1.3, 1.2, 1.4]);
-        assert_eq!(ratio, Ratio { median: Some(1.2), low: Some(0.9), high: Some(1.4) });
+        assert_eq!(ratio, Ratio { median: Some(1.2), low: Some(0.9), high: Some(1.4), rounds: 5 });
         assert_eq!(ratio.direction(), None, "one round went the other way");
     }
 
     #[test]
     fn one_round_has_no_interval_and_none_has_nothing() {
-        assert_eq!(of(&[1.2]), Ratio { median: Some(1.2), low: None, high: None });
+        assert_eq!(of(&[1.2]), Ratio { median: Some(1.2), low: None, high: None, rounds: 1 });
         assert_eq!(of(&[1.2]).direction(), None);
         assert_eq!(of(&[]).median, None);
     }
@@ -156,6 +178,22 @@ mod tests {
             })
             .count();
         assert!(covered * 100 >= trials * 85, "{covered} of {trials}");
+    }
+
+    #[test]
+    fn an_interval_twice_too_wide_needs_four_times_the_rounds() {
+        let ratio = |median: f64, low: f64, high: f64| Ratio {
+            median: Some(median),
+            low: Some(low),
+            high: Some(high),
+            rounds: 5,
+        };
+        // In logarithms: 0.1 from 1, and 0.2 down to the low end.
+        assert_eq!(ratio(0.1_f64.exp(), (-0.1_f64).exp(), 2.0).more_rounds(), Some(15));
+        assert_eq!(ratio((-0.1_f64).exp(), 0.5, 0.1_f64.exp()).more_rounds(), Some(15));
+        assert_eq!(ratio(1.0, 0.9, 1.1).more_rounds(), None, "no number would do");
+        assert_eq!(ratio(1.2, 1.1, 1.3).more_rounds(), None, "enough as it is");
+        assert_eq!(ratio(1.2, 1.0, 1.3).more_rounds(), Some(1), "at the very edge");
     }
 
     #[test]

@@ -63,6 +63,53 @@ fn assert_stress(run: &Value) {
     }
 }
 
+/// The slices follow each other, and hold no more than was counted.
+fn assert_slices(run: &Value) {
+    let slices = run["slices"]["each"].as_array().unwrap();
+    let of = |key: &str| slices.iter().map(|slice| slice[key].as_u64().unwrap()).sum::<u64>();
+    assert!(!slices.is_empty() && of("ns") as f64 <= 1.01e9 * run["seconds"].as_f64().unwrap(), "{run}");
+    let [counted, faults] = [of("faults"), run["faults"].as_u64().unwrap()];
+    // Natively each thread begins to count when it sees the warm-up's end.
+    assert!(counted <= faults || run["backend"] == "native", "{counted} of {faults}");
+    for (slice, next) in slices.iter().zip(&slices[1..]) {
+        let end = slice["start_ns"].as_u64().unwrap() + slice["ns"].as_u64().unwrap();
+        assert_eq!(next["start_ns"], end);
+        assert_eq!(slice["by_thread"].as_array().unwrap().len() as u64, threads(run));
+    }
+}
+
+fn threads(run: &Value) -> u64 {
+    run["threads"].as_u64().unwrap() + run["mutators"].as_u64().unwrap()
+}
+
+#[test]
+fn threads_are_pinned_when_asked() {
+    for (command, options, pinned) in
+        [("stress", &[][..], false), ("stress", &["--pin"], true), ("stress", &["--pin", "--no-pin"], false)]
+    {
+        let run = short(&[&[command, "app-start", "--json", "-"][..], options].concat()).json();
+        assert_eq!(run["pinned"], pinned, "{options:?}");
+        assert_slices(&run);
+    }
+}
+
+#[test]
+fn compare_writes_a_page() {
+    let file = std::env::temp_dir().join(format!("vmalab-test-{}.html", std::process::id()));
+    let args = ["compare", "app-start", "--lock", "typesafe", "--rounds", "1", "--html", file.to_str().unwrap()];
+    let out = short(&args);
+    let page = std::fs::read_to_string(&file);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+    assert!(out.stdout.contains("too few to call"), "the table is printed all the same: {}", out.stdout);
+    let page = page.unwrap();
+    for part in
+        ["<!DOCTYPE html>", "Throughput over time", "up to p99.99", "floor: sigbus copy", "--rounds 1", "--rwsem "]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
 #[test]
 fn stress_prints_json_and_nothing_else() {
     for lock in ["mmap", "typesafe"] {
@@ -200,8 +247,20 @@ fn compare_alternates_and_pairs() {
     let subjects = report["subjects"].as_array().unwrap();
     let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
     assert_eq!(names, ["mmap", "typesafe", "native"]);
+    assert_eq!(report["runs_thrown_away"], 3);
+    let slices = |value: &Value| value["slices"]["each"].as_array().unwrap().clone();
+    let all = subjects.iter().flat_map(|subject| subject["runs"].as_array().unwrap()).flat_map(slices).count();
+    assert_eq!(report["slices"]["all"], all);
+    assert_key(&report, "machine.kernel", Value::is_string);
+    assert_key(&report, "build.rustc", Value::is_string);
+    assert_key(&report, "repeat", |repeat| repeat.as_str().is_some_and(|r| r.starts_with("vmalab compare app-start")));
     for subject in subjects {
         assert_eq!(subject["runs"].as_array().unwrap().len(), 2);
+        assert_key(subject, "winner", Value::is_null);
+        for run in subject["runs"].as_array().unwrap() {
+            assert_slices(run);
+            assert_eq!(run["pinned"], true);
+        }
         for ratio in ["throughput_ratio", "p99_ratio"] {
             let [low, median, high] = ["low", "median", "high"].map(|key| subject[ratio][key].as_f64().unwrap());
             assert!(0.0 < low && low <= median && median <= high, "{}", subject[ratio]);
@@ -272,9 +331,13 @@ mod races {
 
 /// Sends Ctrl-C after a second of a run that would take a minute.
 fn interrupted(args: &[&str]) -> Outcome {
+    interrupted_after(Duration::from_secs(1), args)
+}
+
+fn interrupted_after(some_time: Duration, args: &[&str]) -> Outcome {
     let started = Instant::now();
     let child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(some_time);
     let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
     let out = Outcome::of(child.wait_with_output().unwrap());
@@ -298,18 +361,8 @@ fn ctrl_c_prints_what_there_is() {
 
 #[test]
 fn ctrl_c_ends_a_comparison_with_the_rounds_it_has() {
-    let out = interrupted(&[
-        "compare",
-        "app-start",
-        "--duration",
-        "100ms",
-        "--warmup",
-        "0",
-        "--rounds",
-        "900",
-        "--rwsem",
-        "std",
-    ]);
+    let options = ["--lock", "typesafe", "--duration", "100ms", "--warmup", "0", "--rounds", "900", "--rwsem", "std"];
+    let out = interrupted_after(Duration::from_secs(3), &[&["compare", "app-start"][..], &options].concat());
     assert_eq!((out.status, out.stderr.as_str()), (130, ""));
     assert!(out.stdout.contains("of 900 rounds, partial results"), "{}", out.stdout);
 }

@@ -1,0 +1,149 @@
+//! Who is faster, said only if the rounds show it.
+
+use super::report::Measure;
+use crate::statistics::{ROUNDS_TO_JUDGE, Ratio};
+use crate::units::count;
+use std::cmp::Ordering;
+
+/// A subject's ratios to the baseline.
+#[derive(Clone, Copy, Debug)]
+pub struct Ratios {
+    pub throughput: Ratio,
+    /// The throughput of slices that were not disturbed.
+    pub undisturbed: Ratio,
+    pub p99: Ratio,
+}
+
+impl Ratios {
+    /// The undisturbed slices' ratio, where there are enough rounds of it.
+    fn second_opinion(&self) -> Option<&Ratio> {
+        Some(&self.undisturbed).filter(|ratio| ratio.rounds >= ROUNDS_TO_JUDGE)
+    }
+}
+
+/// More throughput than the baseline, less, or not to be said: the interval of
+/// all slices must leave out 1, and so must that of the undisturbed ones, on
+/// the same side.
+pub fn direction(ratios: &Ratios) -> Option<Ordering> {
+    if ratios.throughput.rounds < ROUNDS_TO_JUDGE {
+        return None;
+    }
+    let all = ratios.throughput.direction()?;
+    ratios.second_opinion().is_none_or(|ratio| ratio.direction() == Some(all)).then_some(all)
+}
+
+/// More rounds that would likely show a direction.
+pub fn more_rounds(ratios: &Ratios) -> Option<usize> {
+    if direction(ratios).is_some() {
+        return None;
+    }
+    let missing = ROUNDS_TO_JUDGE.saturating_sub(ratios.throughput.rounds);
+    let undecided = [Some(&ratios.throughput), ratios.second_opinion()].into_iter().flatten();
+    undecided.filter_map(Ratio::more_rounds).chain((missing > 0).then_some(missing)).max()
+}
+
+/// Most rounds that anybody is advised to run.
+const ROUNDS_MAX: usize = 1000;
+
+/// One sentence, which names a winner only when the rounds do.
+pub fn sentence(baseline: &str, measure: Measure, ratios: &Ratios) -> String {
+    let (throughput, ..) = measure.names();
+    let rounds = ratios.throughput.rounds;
+    let Some(times) = ratios.throughput.median else {
+        return "not judged: no round was completed".to_owned();
+    };
+    if rounds < ROUNDS_TO_JUDGE {
+        return format!(
+            "{times:.2} times the {throughput} of {baseline} in {rounds} round{}: too few to call, take --rounds \
+             {ROUNDS_TO_JUDGE} or more",
+            if rounds == 1 { "" } else { "s" }
+        );
+    }
+    let first = match direction(ratios) {
+        Some(Ordering::Greater) => format!("more {throughput} than {baseline}"),
+        Some(_) => format!("fewer {throughput} than {baseline}"),
+        None => no_difference(baseline, throughput, ratios),
+    };
+    let second = match ratios.p99.direction() {
+        Some(Ordering::Greater) => "a higher p99",
+        Some(Ordering::Less) => "a lower p99",
+        _ if ratios.p99.median.is_none() => "p99 not measured",
+        _ => "no difference in p99 shown",
+    };
+    format!("{first}; {second}")
+}
+
+fn no_difference(baseline: &str, throughput: &str, ratios: &Ratios) -> String {
+    let where_ = match ratios.throughput.direction() {
+        None => "the interval holds 1",
+        Some(_) => "only the disturbed slices of time differ",
+    };
+    let more = match more_rounds(ratios) {
+        Some(more) if more <= ROUNDS_MAX => {
+            format!(" ({} more round{} like these may show one)", count(more as u64), if more == 1 { "" } else { "s" })
+        }
+        Some(_) => format!(" (nor would {} rounds like these)", count(ROUNDS_MAX as u64)),
+        None => String::new(),
+    };
+    format!("no difference in {throughput} from {baseline} shown, {where_}{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ratio(low: f64, median: f64, high: f64) -> Ratio {
+        Ratio { median: Some(median), low: Some(low), high: Some(high), rounds: 5 }
+    }
+
+    const NONE: Ratio = Ratio { median: None, low: None, high: None, rounds: 0 };
+
+    fn ratios(throughput: Ratio, undisturbed: Ratio) -> Ratios {
+        Ratios { throughput, undisturbed, p99: ratio(0.2, 0.3, 0.4) }
+    }
+
+    #[test]
+    fn both_intervals_must_leave_out_1_on_the_same_side() {
+        let (more, less, even) = (ratio(1.1, 1.2, 1.3), ratio(0.7, 0.8, 0.9), ratio(0.9, 1.1, 1.3));
+        for (all, undisturbed, expected) in [
+            (more, more, Some(Ordering::Greater)),
+            (less, less, Some(Ordering::Less)),
+            (more, NONE, Some(Ordering::Greater)),
+            (more, Ratio { rounds: 4, ..even }, Some(Ordering::Greater)),
+            (more, even, None),
+            (even, more, None),
+            (more, less, None),
+            (Ratio { rounds: 4, ..more }, more, None),
+            (NONE, NONE, None),
+        ] {
+            assert_eq!(direction(&ratios(all, undisturbed)), expected, "{all:?} {undisturbed:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_said() {
+        let say = |all, undisturbed| sentence("mmap", Measure::Faults, &ratios(all, undisturbed));
+        let (more, even) = (ratio(1.1, 1.2, 1.3), ratio(0.9, 1.1, 1.3));
+        assert_eq!(say(more, more), "more faults/s than mmap; a lower p99");
+        assert_eq!(
+            say(even, NONE),
+            "no difference in faults/s from mmap shown, the interval holds 1 (18 more rounds like these may show one); \
+             a lower p99"
+        );
+        assert_eq!(
+            say(more, even),
+            "no difference in faults/s from mmap shown, only the disturbed slices of time differ (18 more rounds like \
+             these may show one); a lower p99"
+        );
+        assert!(say(ratio(0.9, 1.001, 1.1), NONE).contains("(nor would 1,000 rounds like these)"));
+        assert!(say(ratio(0.9, 1.0, 1.1), NONE).contains("the interval holds 1; a lower p99"));
+        assert_eq!(say(NONE, NONE), "not judged: no round was completed");
+    }
+
+    #[test]
+    fn too_few_rounds_want_as_many_as_it_takes_to_judge() {
+        let few = Ratio { rounds: 3, ..ratio(1.1, 1.2, 1.3) };
+        assert_eq!(more_rounds(&ratios(few, NONE)), Some(2));
+        assert_eq!(more_rounds(&ratios(ratio(1.1, 1.2, 1.3), NONE)), None);
+    }
+}
