@@ -55,8 +55,9 @@ subject once; the order changes from round to round. Ratios are taken round by
 round to the baseline; the interval is a 95 % bootstrap interval of their
 median. A run is cut into slices of time; those in which other programs or a
 hypervisor had the CPUs are counted, and the ratio is told without them too. A
-winner is named only when both intervals leave out 1 and there were at least 5
-rounds. docs/comparing.md tells how.";
+winner is named only when both intervals leave out 1, there were at least 5
+rounds, and no more than half of the slices were such. docs/comparing.md tells
+how.";
 
 const RACE_EXAMPLES: &str = "\
 Examples:

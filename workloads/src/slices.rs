@@ -106,9 +106,11 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// The first slice begins now.
     pub(crate) fn start(threads: Vec<Place>, cpus: usize, done: Done) -> Sampler {
-        let before = Instant::now();
+        // CPU time: on a busy machine the clock on the wall tells other things.
+        let before = cpu_ns(ClockId::CLOCK_THREAD_CPUTIME_ID);
         let last = Reading::take(&threads, done, None);
-        let every = SLICE.max(READING_SHARE * before.elapsed());
+        let cost_ns = cpu_ns(ClockId::CLOCK_THREAD_CPUTIME_ID).zip(before).map_or(0, |(after, before)| after - before);
+        let every = SLICE.max(READING_SHARE * Duration::from_nanos(cost_ns));
         Sampler { threads, cpus, last, every, slices: Vec::new() }
     }
 
@@ -271,27 +273,44 @@ impl Delta {
         joined
     }
 
-    /// CPU time that its threads could have used but others got: of what they
-    /// asked for (ran or waited), as far as the CPUs go, the part that they did
-    /// not get. Threads pinned to one CPU share that one, the others share all.
-    /// What other threads of the process got is no loss.
+    /// CPU time that its threads could have used but others got, or less:
+    /// rather too little than what they slept, which is a lock's doing.
+    /// Threads pinned to one CPU share that one, the others share all. What
+    /// other threads of the process got is no loss.
     fn taken_ns(&self, cpu_of: &[Option<usize>], cpus: usize) -> Option<u64> {
         let threads = self.threads.as_ref()?;
         let mut groups: Vec<Option<usize>> = cpu_of.to_vec();
         groups.sort_unstable();
         groups.dedup();
-        let mut missed = 0;
+        let mut taken = 0;
         for group in groups {
-            let room = self.ns * if group.is_some() { 1 } else { cpus as u64 };
-            let (mut ran, mut waited) = (0, 0);
-            for (had, _) in threads.iter().zip(cpu_of).filter(|(_, cpu)| **cpu == group) {
-                ran += had.cpu_ns;
-                waited += had.wait_ns?;
-            }
-            missed += (ran + waited).min(room).saturating_sub(ran);
+            let members = threads.iter().zip(cpu_of).filter(|(_, cpu)| **cpu == group);
+            let members: Vec<(u64, u64)> =
+                members.map(|(had, _)| Some((had.cpu_ns, had.wait_ns?))).collect::<Option<_>>()?;
+            taken += self.taken_from(&members, group.map_or(cpus, |_| 1) as u64);
         }
         let ran: u64 = threads.iter().map(|had| had.cpu_ns).sum();
-        Some(missed.saturating_sub(self.process_ns.saturating_sub(ran)))
+        Some(taken.saturating_sub(self.process_ns.saturating_sub(ran)))
+    }
+
+    /// The same of threads, each with the time it ran and waited, that share
+    /// so many CPUs. Two bounds from above, as none is close alone.
+    fn taken_from(&self, threads: &[(u64, u64)], cpus: u64) -> u64 {
+        let ran: u64 = threads.iter().map(|(ran, _)| ran).sum();
+        let waited: u64 = threads.iter().map(|(_, waited)| waited).sum();
+        let room = self.ns * cpus;
+        // Of what there was, what they asked for and did not get. It holds the
+        // time in which they slept, if they waited for each other at others.
+        let missed = (ran + waited).min(room).saturating_sub(ran);
+        // Waits that siblings do not explain. It is a little off, as a wait
+        // counts when it ends.
+        let unexplained = if cpus == 1 {
+            threads.iter().map(|(own, waited)| waited.saturating_sub(ran - own)).max().unwrap_or(0)
+        } else {
+            let more_than_cpus = (threads.len() as u64).saturating_sub(cpus);
+            waited.saturating_sub(more_than_cpus * self.ns)
+        };
+        missed.min(unexplained)
     }
 
     /// Whether others had too much of the machine.
@@ -394,6 +413,10 @@ mod tests {
         let shared = [Some(0), Some(1), Some(0)];
         assert_eq!(slice(&[had(25, 25), had(50, 0), had(25, 25)]).taken_ns(&shared, 2), Some(0));
         assert_eq!(slice(&[had(15, 35), had(50, 0), had(25, 25)]).taken_ns(&shared, 2), Some(10 * MS));
+        // They slept for a fifth of the time, having waited for each other before.
+        assert_eq!(slice(&[had(25, 15), had(50, 0), had(15, 15)]).taken_ns(&shared, 2), Some(0));
+        // A wait that began in the slice before: the CPU was theirs all the time.
+        assert_eq!(slice(&[had(25, 29), had(50, 0), had(25, 25)]).taken_ns(&shared, 2), Some(0));
         // The same without pinning: both CPUs were theirs.
         assert_eq!(slice(&[had(30, 20), had(40, 10), had(30, 20)]).taken_ns(&[None; 3], 2), Some(0));
         assert_eq!(slice(&[had(30, 20), had(30, 20), had(30, 20)]).taken_ns(&[None; 3], 2), Some(10 * MS));

@@ -1,6 +1,7 @@
 //! The page of `compare --html`: one file that needs nothing else, neither
 //! network nor script. `maud` escapes whatever it is given.
 
+mod attribution;
 mod fallbacks;
 mod latency;
 mod plot;
@@ -9,10 +10,10 @@ mod time;
 
 use super::report::{CompareReport, SubjectReport};
 use super::table::{heading, interval, percent};
+use super::verdict::Call;
 use crate::statistics::median;
 use crate::units::{count, nanoseconds, rate};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use std::cmp::Ordering;
 use vmalab_workloads::{Distribution, StressConfig, StressReport};
 
 const STYLE: &str = include_str!("page/style.css");
@@ -61,6 +62,7 @@ fn body(report: &CompareReport, config: &StressConfig) -> Markup {
         section { h2 { "What was measured" } (numbers(report)) (verdicts(report)) }
         section { (latency::chart(report)) }
         section { (time::chart(report)) }
+        section { (attribution::chart(report)) }
         (fallbacks::section(report))
         section { h2 { "Machine and build" } (origin(report)) }
         section { h2 { "Run it again" } (again(report)) }
@@ -86,23 +88,19 @@ fn verdict(report: &CompareReport) -> String {
         return "A run found a violation: nothing is compared.".to_owned();
     }
     let judged: Vec<&SubjectReport> = report.judged().collect();
-    let which = |direction: Option<Ordering>| -> Vec<&SubjectReport> {
-        judged.iter().copied().filter(|subject| subject.direction == direction).collect()
+    let which = |call: Call| -> Vec<&SubjectReport> {
+        judged.iter().copied().filter(|subject| subject.call == Some(call)).collect()
     };
-    let (more, fewer, open) = (which(Some(Ordering::Greater)), which(Some(Ordering::Less)), which(None));
-    if let ([subject], true) = (judged.as_slice(), open.is_empty()) {
-        return format!(
-            "{} has {} times the {throughput} of {baseline}.",
-            subject.name,
-            interval(&subject.throughput_ratio)
-        );
+    let (more, fewer, open) = (which(Call::More), which(Call::Fewer), which(Call::Open));
+    if more.len() + fewer.len() + open.len() == 0 {
+        return format!("No verdict: others had the machine in {} of the time.", percent(report.slices));
     }
     if let [subject] = judged.as_slice() {
-        return format!(
-            "No winner between {} and {baseline}: {} times the {throughput}.",
-            subject.name,
-            interval(&subject.throughput_ratio)
-        );
+        let ratio = interval(&subject.throughput_ratio);
+        return match open.is_empty() {
+            true => format!("{} has {ratio} times the {throughput} of {baseline}.", subject.name),
+            false => format!("No winner between {} and {baseline}: {ratio} times the {throughput}.", subject.name),
+        };
     }
     let verb = |subjects: &[&SubjectReport]| if subjects.len() == 1 { "has" } else { "have" };
     let mut parts = Vec::new();
@@ -114,6 +112,10 @@ fn verdict(report: &CompareReport) -> String {
     }
     if !open.is_empty() {
         parts.push(format!("no difference from {baseline} is shown for {}", names(&open)));
+    }
+    let busy = which(Call::Busy);
+    if !busy.is_empty() {
+        parts.push(format!("others had the machine too often to judge {}", names(&busy)));
     }
     let text = parts.join("; ");
     let mut letters = text.chars();
@@ -225,7 +227,7 @@ fn method(report: &CompareReport) -> Markup {
     let runs: usize = report.subjects.iter().map(|subject| subject.runs.len()).sum();
     let pinned = report.subjects.iter().flat_map(|subject| &subject.runs).any(|run| run.pinned);
     html! {
-        ul {
+        ul.method {
             li { (report.runs_thrown_away) " short runs were thrown away, one of each subject; then " (runs) " runs in "
                  (report.rounds_completed) " rounds, every subject once a round, another one first each round. Each run has a warm-up that does not count." }
             li { @if pinned { "Each thread stayed on one CPU." } @else { "Threads were free to move between CPUs." } }
@@ -235,7 +237,8 @@ fn method(report: &CompareReport) -> Markup {
             li { "Each run is cut into slices of time. In each, the CPU time that its threads wanted is compared with what they got; \
                   what siblings or threads of the same process got is no loss. A slice is disturbed if more than 2 % went to others, \
                   or if a hypervisor stole time. Figures are of all slices; the ratio is told without the disturbed ones beside it." }
-            li { "A winner is named only after 5 rounds or more, and only if both intervals leave out 1 on the same side." }
+            li { "A winner is named only after 5 rounds or more, if both intervals leave out 1 on the same side, and if no more \
+                  than half of the slices were disturbed." }
         }
     }
 }

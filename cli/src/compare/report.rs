@@ -1,13 +1,12 @@
 //! What a comparison found: the object of `compare --json`, and how it comes
 //! from the runs.
 
-use super::verdict;
+use super::verdict::{self, Call};
 use crate::calibrate::Calibration;
 use crate::machine::{Build, Machine};
 use crate::plan::Comparison;
 use crate::statistics::{RESAMPLES, Ratio};
 use serde::Serialize;
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use vmalab_workloads::{Distribution, FloorReport, Rwsem, StressReport};
 
@@ -83,9 +82,10 @@ pub struct SubjectReport {
     pub winner: Option<String>,
     /// More rounds that would likely show who has.
     pub more_rounds: Option<usize>,
-    /// What the verdict says of the throughput.
+    /// What the verdict says of the throughput; `None` of the baseline, or
+    /// after a violation.
     #[serde(skip)]
-    pub direction: Option<Ordering>,
+    pub call: Option<Call>,
 }
 
 impl SubjectReport {
@@ -195,15 +195,19 @@ pub fn summarise(
             throughput: ratio(subject, &|report| measure.throughput(report)),
             undisturbed: ratio(subject, &|report| measure.undisturbed(report)),
             p99: ratio(subject, &p99),
+            slices: SliceCount::of(subject.iter().chain(&runs[comparison.baseline])),
         })
         .collect();
     let slices = SliceCount::of(runs.iter().flatten());
     let subjects =
         comparison.subjects.iter().zip(runs).zip(ratios).enumerate().map(|(i, ((subject, runs), ratios))| {
             let is_baseline = i == comparison.baseline;
-            let direction = if is_baseline || !sound { None } else { verdict::direction(&ratios) };
-            let winner =
-                direction.map(|d| if d == Ordering::Greater { subject.name.clone() } else { baseline.clone() });
+            let call = (sound && !is_baseline).then(|| verdict::call(&ratios));
+            let winner = match call {
+                Some(Call::More) => Some(subject.name.clone()),
+                Some(Call::Fewer) => Some(baseline.clone()),
+                _ => None,
+            };
             SubjectReport {
                 name: subject.name.clone(),
                 slices: SliceCount::of(runs.iter()),
@@ -216,8 +220,8 @@ pub fn summarise(
                     verdict::sentence(baseline, measure, &ratios)
                 },
                 winner,
-                more_rounds: if is_baseline || !sound { None } else { verdict::more_rounds(&ratios) },
-                direction,
+                more_rounds: call.and_then(|_| verdict::more_rounds(&ratios)),
+                call,
                 throughput_ratio: ratios.throughput,
                 p99_ratio: ratios.p99,
                 throughput_ratio_undisturbed: ratios.undisturbed,

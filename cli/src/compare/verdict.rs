@@ -1,6 +1,7 @@
 //! Who is faster, said only if the rounds show it.
 
-use super::report::Measure;
+use super::report::{Measure, SliceCount};
+use super::table::percent;
 use crate::statistics::{ROUNDS_TO_JUDGE, Ratio};
 use crate::units::count;
 use std::cmp::Ordering;
@@ -12,29 +13,50 @@ pub struct Ratios {
     /// The throughput of slices that were not disturbed.
     pub undisturbed: Ratio,
     pub p99: Ratio,
+    /// The slices of time of its runs and the baseline's.
+    pub slices: SliceCount,
+}
+
+/// What the rounds show of a subject's throughput, beside the baseline's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    More,
+    Fewer,
+    /// No difference.
+    Open,
+    /// Others had the machine for most of the time: how they shared it with
+    /// each subject would be compared, not the subjects.
+    Busy,
 }
 
 impl Ratios {
+    fn busy(&self) -> bool {
+        2 * self.slices.disturbed > self.slices.all
+    }
+
     /// The undisturbed slices' ratio, where there are enough rounds of it.
     fn second_opinion(&self) -> Option<&Ratio> {
         Some(&self.undisturbed).filter(|ratio| ratio.rounds >= ROUNDS_TO_JUDGE)
     }
 }
 
-/// More throughput than the baseline, less, or not to be said: the interval of
-/// all slices must leave out 1, and so must that of the undisturbed ones, on
-/// the same side.
-pub fn direction(ratios: &Ratios) -> Option<Ordering> {
-    if ratios.throughput.rounds < ROUNDS_TO_JUDGE {
-        return None;
+/// More or fewer only if the interval of all slices leaves out 1, and that of
+/// the undisturbed ones too, on the same side.
+pub fn call(ratios: &Ratios) -> Call {
+    if ratios.busy() {
+        return Call::Busy;
     }
-    let all = ratios.throughput.direction()?;
-    ratios.second_opinion().is_none_or(|ratio| ratio.direction() == Some(all)).then_some(all)
+    let all = ratios.throughput.direction().filter(|_| ratios.throughput.rounds >= ROUNDS_TO_JUDGE);
+    match all.filter(|_| ratios.second_opinion().is_none_or(|ratio| ratio.direction() == all)) {
+        Some(Ordering::Greater) => Call::More,
+        Some(_) => Call::Fewer,
+        None => Call::Open,
+    }
 }
 
-/// More rounds that would likely show a direction.
+/// More rounds that would likely end in [`Call::More`] or [`Call::Fewer`].
 pub fn more_rounds(ratios: &Ratios) -> Option<usize> {
-    if direction(ratios).is_some() {
+    if call(ratios) != Call::Open {
         return None;
     }
     let missing = ROUNDS_TO_JUDGE.saturating_sub(ratios.throughput.rounds);
@@ -59,10 +81,16 @@ pub fn sentence(baseline: &str, measure: Measure, ratios: &Ratios) -> String {
             if rounds == 1 { "" } else { "s" }
         );
     }
-    let first = match direction(ratios) {
-        Some(Ordering::Greater) => format!("more {throughput} than {baseline}"),
-        Some(_) => format!("fewer {throughput} than {baseline}"),
-        None => no_difference(baseline, throughput, ratios),
+    let first = match call(ratios) {
+        Call::More => format!("more {throughput} than {baseline}"),
+        Call::Fewer => format!("fewer {throughput} than {baseline}"),
+        Call::Open => no_difference(baseline, throughput, ratios),
+        Call::Busy => {
+            return format!(
+                "not judged: others had the machine in {} of the slices of time, repeat when it is idle",
+                percent(ratios.slices)
+            );
+        }
     };
     let second = match ratios.p99.direction() {
         Some(Ordering::Greater) => "a higher p99",
@@ -99,24 +127,34 @@ mod tests {
     const NONE: Ratio = Ratio { median: None, low: None, high: None, rounds: 0 };
 
     fn ratios(throughput: Ratio, undisturbed: Ratio) -> Ratios {
-        Ratios { throughput, undisturbed, p99: ratio(0.2, 0.3, 0.4) }
+        let slices = SliceCount { disturbed: 50, all: 100 };
+        Ratios { throughput, undisturbed, p99: ratio(0.2, 0.3, 0.4), slices }
+    }
+
+    #[test]
+    fn nothing_is_said_when_others_had_the_machine() {
+        let (more, slices) = (ratio(1.1, 1.2, 1.3), SliceCount { disturbed: 51, all: 100 });
+        let busy = Ratios { slices, ..ratios(more, more) };
+        assert_eq!((call(&busy), more_rounds(&busy)), (Call::Busy, None));
+        let text = sentence("mmap", Measure::Faults, &busy);
+        assert!(text.starts_with("not judged: others had the machine in 51 % of"), "{text}");
     }
 
     #[test]
     fn both_intervals_must_leave_out_1_on_the_same_side() {
         let (more, less, even) = (ratio(1.1, 1.2, 1.3), ratio(0.7, 0.8, 0.9), ratio(0.9, 1.1, 1.3));
         for (all, undisturbed, expected) in [
-            (more, more, Some(Ordering::Greater)),
-            (less, less, Some(Ordering::Less)),
-            (more, NONE, Some(Ordering::Greater)),
-            (more, Ratio { rounds: 4, ..even }, Some(Ordering::Greater)),
-            (more, even, None),
-            (even, more, None),
-            (more, less, None),
-            (Ratio { rounds: 4, ..more }, more, None),
-            (NONE, NONE, None),
+            (more, more, Call::More),
+            (less, less, Call::Fewer),
+            (more, NONE, Call::More),
+            (more, Ratio { rounds: 4, ..even }, Call::More),
+            (more, even, Call::Open),
+            (even, more, Call::Open),
+            (more, less, Call::Open),
+            (Ratio { rounds: 4, ..more }, more, Call::Open),
+            (NONE, NONE, Call::Open),
         ] {
-            assert_eq!(direction(&ratios(all, undisturbed)), expected, "{all:?} {undisturbed:?}");
+            assert_eq!(call(&ratios(all, undisturbed)), expected, "{all:?} {undisturbed:?}");
         }
     }
 

@@ -44,7 +44,7 @@ pub fn figure(title: &str, note: &Markup, wide: Size, draw: impl Fn(Size) -> (f6
                     (drawing)
                 }
             }
-            p.note { (note) }
+            div.note { (note) }
         }
     }
 }

@@ -18,6 +18,15 @@ fn run(lock: &str, per_s: f64) -> StressReport {
     report.slices = Some(serde_json::from_value(slices).expect("as the runner writes it"));
     let cdf = (0..=80).map(|i| (1.0 - 10_f64.powf(f64::from(-i) / 20.0), 2000 + 100 * i as u64)).collect();
     report.cdf_ns.insert("fault".to_owned(), cdf);
+    let phase = |name: &str, mean: f64| {
+        json!({"phase": name, "share": mean / 6000.0,
+            "ns": {"count": 10, "mean": mean, "p50": 1, "p90": 1, "p99": 1, "p999": 1, "max": 1}})
+    };
+    let phases = [phase("delivery", 2500.0), phase("lookup", 150.0), phase("lock", 50.0), phase("wait", 0.0)];
+    let attribution = json!({"one_in": 64, "faults": 10, "discarded": 0, "sum_ns": 6000.0, "error": 0.0, "clock_ns": 10.0,
+        "phases": phases.into_iter().chain([phase("install", 2300.0), phase("return", 1000.0)]).collect::<Vec<_>>(),
+        "whole_ns": phase("", 6000.0)["ns"]});
+    report.attribution = Some(serde_json::from_value(attribution).expect("as the runner writes it"));
     report
 }
 
@@ -45,9 +54,9 @@ fn the_page_is_well_formed() {
         let page = Html::parse_document(&text);
         assert_eq!(page.errors, Vec::<String>::new());
         let count = |selector: &str| page.select(&Selector::parse(selector).unwrap()).count();
-        // Ratios, latency, throughput over time: each for a wide page and a narrow one.
-        assert_eq!((count("figure"), count("svg.wide"), count("svg.narrow")), (4, 4, 4));
-        assert_eq!(count("figure > figcaption"), 4, "every chart has its title");
+        // Ratios, latency, throughput over time, attribution: each for a wide page and a narrow one.
+        assert_eq!((count("figure"), count("svg.wide"), count("svg.narrow")), (5, 5, 5));
+        assert_eq!(count("figure > figcaption"), 5, "every chart has its title");
         assert!(!text.contains("NaN") && !text.contains("inf\""), "a mark is nowhere");
     }
 }
@@ -93,6 +102,10 @@ fn the_heading_is_the_verdict() {
     assert_eq!(of(&many), "typesafe and refcount have more faults/s than mmap; rcu has fewer faults/s than mmap.");
     let none = compare("mmap,rcu,typesafe", &[&[100.0; 5], &[100.0; 5], &[100.0; 5]]);
     assert_eq!(of(&none), "No difference from mmap is shown for rcu and typesafe.");
+    let mut taken = two();
+    taken.slices.disturbed = 60;
+    taken.subjects[1].call = Some(Call::Busy);
+    assert_eq!(of(&taken), "No verdict: others had the machine in 60 % of the time.");
     let mut wrong = two();
     wrong.subjects[1].runs[0] = violated(wrong.subjects[1].runs[0].clone());
     assert_eq!(of(&wrong), "A run found a violation: nothing is compared.");
@@ -108,6 +121,8 @@ fn what_the_reader_looks_for_is_there() {
         "Throughput over time: faults/s",
         "20 of 100",
         "write-locked early",
+        "delivery 2.50 us",
+        "6.00 us",
         "cargo run --release -- ",
         "A busy machine: in 20 % of the slices",
         "kernel",
@@ -121,7 +136,7 @@ fn what_the_reader_looks_for_is_there() {
 fn a_page_of_nothing_measured_is_still_a_page() {
     let mut report = two();
     for run in report.subjects.iter_mut().flat_map(|subject| &mut subject.runs) {
-        (run.slices, run.vma_lock) = (None, None);
+        (run.slices, run.vma_lock, run.attribution) = (None, None, None);
         run.cdf_ns.clear();
     }
     let text = rendered(&report);
