@@ -93,7 +93,7 @@ fn verdict(report: &CompareReport) -> String {
     };
     let (more, fewer, open) = (which(Call::More), which(Call::Fewer), which(Call::Open));
     if more.len() + fewer.len() + open.len() == 0 {
-        return format!("No verdict: others had the machine in {} of the time.", percent(report.slices));
+        return format!("No verdict: others had the machine in {} of the slices of time.", percent(report.slices));
     }
     if let [subject] = judged.as_slice() {
         let ratio = interval(&subject.throughput_ratio);

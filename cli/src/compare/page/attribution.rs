@@ -61,15 +61,20 @@ pub fn chart(report: &CompareReport) -> Markup {
                 (line("grid", (x.at(tick), TOP), (x.at(tick), bottom)))
                 (text("tick", if tick == 0.0 { "start" } else { "middle" }, (x.at(tick), bottom + 16.0), &short(tick)))
             }
-            @for (row, bar) in bars.iter().enumerate() {
-                (one(report, bar, &x, TOP + ROW * row as f64, right))
-            }
             @if let Some(floor) = floor {
                 @let place = x.at(floor.ns as f64);
                 @let title = if size == Size::Narrow { String::new() } else { format!(": {},", floor.title) };
-                (line("floor over", (place, TOP - 6.0), (place, bottom)))
+                (line("floor", (place, TOP - 6.0), (place, bottom)))
                 (text("tick", if place > size.width() / 2.0 { "end" } else { "start" }, (place, TOP - 11.0),
                     &format!("floor{title} {}", nanoseconds(floor.ns as f64))))
+            }
+            @for (row, bar) in bars.iter().enumerate() {
+                @let top = TOP + ROW * row as f64;
+                (one(report, bar, &x, top, right))
+                // Once more over the bar, not over the name.
+                @if let Some(place) = floor.map(|floor| x.at(floor.ns as f64)) {
+                    (line("floor over", (place, top + 21.0), (place, top + 25.0 + BAR)))
+                }
             }
             (text("axis", "middle", (f64::midpoint(left, right), bottom + 36.0), "time of a fault"))
         };

@@ -27,9 +27,11 @@ struct Of<'a> {
 pub fn throughput(report: &CompareReport) -> Markup {
     let measure = report.measure();
     let (name, ..) = measure.names();
+    let told = report.slices.disturbed > 0
+        && report.judged().any(|subject| subject.throughput_ratio_undisturbed.median.is_some());
     let of = Of {
         ratio: |subject| subject.throughput_ratio,
-        undisturbed: (report.slices.disturbed > 0).then_some(|subject| subject.throughput_ratio_undisturbed),
+        undisturbed: told.then_some(|subject| subject.throughput_ratio_undisturbed),
         value: &|run| measure.throughput(run),
         axis: format!("times the {name} of {} \u{2014} more is better \u{2192}", report.baseline),
     };

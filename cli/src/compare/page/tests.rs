@@ -105,7 +105,7 @@ fn the_heading_is_the_verdict() {
     let mut taken = two();
     taken.slices.disturbed = 60;
     taken.subjects[1].call = Some(Call::Busy);
-    assert_eq!(of(&taken), "No verdict: others had the machine in 60 % of the time.");
+    assert_eq!(of(&taken), "No verdict: others had the machine in 60 % of the slices of time.");
     let mut wrong = two();
     wrong.subjects[1].runs[0] = violated(wrong.subjects[1].runs[0].clone());
     assert_eq!(of(&wrong), "A run found a violation: nothing is compared.");
