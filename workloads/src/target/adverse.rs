@@ -16,14 +16,16 @@
 //!   unmapped last, in the workload's address space or in a twin: so there are
 //!   readers where objects change hands. What a ghost sees must be right, how
 //!   it ends is nobody's business. It stores to the page's last word, which no
-//!   workload uses.
+//!   workload uses. (Once the workload has moved pages, inherited some or mapped
+//!   a file, stamps in its address space say where a page was filled and not
+//!   where it is; the workload's own checks and the twins remain.)
 //! - **Address spaces that die.** Twins go and others take their place from
 //!   time to time, while stale readers may still be at their VMAs.
 
 use super::soft::Soft;
 use super::{SlabUse, Target};
 use crate::RunError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use vmalab::Errno;
 use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
@@ -106,6 +108,8 @@ pub(crate) struct Adverse<S: LockScheme, T> {
     recent: Recent,
     /// The page that ghosts visit, 0 at first.
     haunted: AtomicUsize,
+    /// `inner` may hold pages that were filled elsewhere.
+    strangers: AtomicBool,
     deeds: Arc<Deeds>,
 }
 
@@ -117,7 +121,7 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
         let (kept, deaths) = (Mutex::new(Vec::new()), AtomicU64::new(0));
         let twins = Twins { range, pager, spaces: [space()?, space()?], kept, deaths };
         let recent = Recent([const { AtomicU64::new(0) }; RECENT]);
-        Ok(Adverse { inner, twins, recent, haunted: AtomicUsize::new(0), deeds })
+        Ok(Adverse { inner, twins, recent, haunted: AtomicUsize::new(0), strangers: AtomicBool::new(false), deeds })
     }
 
     /// `range` is about to be unmapped: another thread may want the place the
@@ -142,6 +146,12 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
         self.deeds.twin_deaths.fetch_add(deaths, Ordering::Relaxed);
     }
 
+    /// Pages that were filled elsewhere are about to come.
+    fn expect_strangers(&self) {
+        self.strangers.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
     /// An access beside the workload's, now and then.
     #[inline]
     fn ghost(&self) {
@@ -160,7 +170,12 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
             (true, _) => self.twins.visit(page, write),
             (false, true) => drop(self.inner.store(page + GHOSTS_WORD, 1)),
             (false, false) => {
-                if let (Ok(stamp), true) = (self.inner.stamp(page), self.twins.stamped()) {
+                let stamp = self.inner.stamp(page);
+                // Looked at after the page: whoever brings a stranger says so before
+                // (the fences of both see to it).
+                fence(Ordering::SeqCst);
+                if let (Ok(stamp), true, false) = (stamp, self.twins.stamped(), self.strangers.load(Ordering::Relaxed))
+                {
                     judge(stamp, page, self.inner.id(), 0);
                 }
             }
@@ -333,6 +348,7 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
         flags: RemapFlags,
         new_addr: usize,
     ) -> Result<VirtAddr, Errno> {
+        self.expect_strangers();
         self.unmapping(PageRange::sized(VirtAddr(addr), old_len.next_multiple_of(PAGE_SIZE)));
         self.inner.mremap(addr, old_len, new_len, flags, new_addr)
     }
@@ -342,6 +358,7 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
     }
 
     fn map_file(&self, len: usize, prot: Prot, file: &Arc<File>) -> Result<Mapping, Errno> {
+        self.expect_strangers();
         self.inner.map_file(len, prot, file)
     }
 
@@ -350,7 +367,9 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
     }
 
     fn fork(&self) -> Result<Adverse<S, T>, RunError> {
-        Adverse::new(self.inner.fork()?, self.twins.pager, Arc::clone(&self.deeds))
+        let child = Adverse::new(self.inner.fork()?, self.twins.pager, Arc::clone(&self.deeds))?;
+        child.expect_strangers();
+        Ok(child)
     }
 
     fn maps(&self) -> Vec<MapsEntry> {
