@@ -168,6 +168,9 @@ impl<S: LockScheme, T: Target> Adverse<S, T> {
         // Any outcome is right: mappings come and go.
         match (in_twin, write) {
             (true, _) => self.twins.visit(page, write),
+            // (A store gives a mapping an identity, and a moved mapping with one no
+            // longer merges as the workload expects.)
+            (false, true) if self.strangers.load(Ordering::Relaxed) => drop(self.inner.load(page + GHOSTS_WORD)),
             (false, true) => drop(self.inner.store(page + GHOSTS_WORD, 1)),
             (false, false) => {
                 let stamp = self.inner.stamp(page);
