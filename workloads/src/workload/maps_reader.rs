@@ -86,6 +86,20 @@ impl MapsReader {
     }
 }
 
+/// Stores to a mapping before anybody splits it, so that it has its `anon_vma`:
+/// parts that got theirs from different neighbours would not merge again.
+fn identify<T: Target>(target: &T, mapping: PageRange, prot: Prot) -> Result<(), Fail> {
+    let (start, bytes) = (mapping.start().get(), mapping.bytes());
+    // Unlike both neighbours meanwhile.
+    let prepared = target.mprotect(start, bytes, RW | Prot::EXEC);
+    let stored = target.store(mapping.start() + PAGE_SIZE / 2, 1);
+    let restored = target.mprotect(start, bytes, prot);
+    match (prepared, stored, restored) {
+        (Ok(()), Ok(()), Ok(())) => Ok(()),
+        outcome => Err(Fail::Error(format!("cannot store to a row: {outcome:?}"))),
+    }
+}
+
 impl Workload for MapsReader {
     fn region_bytes(plan: &Plan) -> usize {
         plan.workers() * BYTES.max(background::BYTES)
@@ -103,6 +117,9 @@ impl Workload for MapsReader {
                 let flags = ANON | MapFlags::FIXED_NOREPLACE;
                 let mapped = shared.targets[mm].map((row.start() + n * EACH).get(), EACH, prot_of(n), flags);
                 mapped.map_err(|errno| Fail::Error(format!("cannot map a row: {errno}")))?;
+            }
+            for n in 0..ROW {
+                identify(&shared.targets[mm], PageRange::sized(row.start() + n * EACH, EACH), prot_of(n))?;
             }
         }
         Ok(MapsReader { rows })
