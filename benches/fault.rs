@@ -131,7 +131,7 @@ fn first_touch(rows: &mut Rows) {
             rows.beside(
                 &name,
                 Goal::AtMost(goal),
-                ("typesafe", whole(1, &space, touch, ready / 2)),
+                ("typesafe", whole(1, &space, touch, ready)),
                 ("host", Box::new(move |n| native.run(n).expect("memory"))),
             );
         }

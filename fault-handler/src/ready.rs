@@ -51,12 +51,21 @@ impl Blocks {
     }
 
     /// The filler's work, until it is told to stop.
+    ///
+    /// While faults take blocks it does nothing as long as half of them are ready:
+    /// a move has to interrupt every other CPU on which the process runs, so the
+    /// filler had better not run.
     fn keep_filling(&self) {
+        let mut seen = 0;
         // Relaxed: a signal to stop; joining orders the rest.
         while !self.stop.load(Ordering::Relaxed) {
-            match self.used.pop() {
+            let used = self.used.len();
+            let leave_alone = used > seen && 2 * self.ready.len() >= self.ready.capacity();
+            seen = used;
+            match if leave_alone { None } else { self.used.pop() } {
                 Some(block) if self.fill(block).is_ok() => {
                     let _ = self.ready.push(block);
+                    seen = seen.saturating_sub(1);
                 }
                 Some(block) => {
                     // No memory now: later, perhaps.
