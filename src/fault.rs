@@ -157,6 +157,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if !permitted {
             return Step::Finished(Outcome::Signal(Signal::AccErr));
         }
+        let page = addr.page();
+        if !access.present && self.mmu().is_guarded(page) {
+            return Step::Finished(Outcome::Signal(Signal::MapErr));
+        }
         // The first store to private memory gives it its identity.
         let private = !flags.contains(VmaFlags::SHARED);
         if access.write && private && vma.anon_vma() == 0 && !self.fault_prepares_anon_vma(vma) {
@@ -164,7 +168,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         // Before the page appears: who removes it looks here first.
         vma.set_touched();
-        let page = addr.page();
         trace!(Install, install, page.get() as u64, 0);
         let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
@@ -172,7 +175,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             (true, None) if access.write => self.mmu().allow_write(page),
             (true, Some(file)) if access.write => self.mmu().allow_write_file(page, file, !private),
             (true, _) => Ok(()),
-            (false, _) if self.mmu().is_guarded(page) => Err(MmuError::Gone),
             (false, None) => self.make_present(vma, page, access.write),
             (false, Some(_)) => self.make_file_present(vma, page, access.write),
         };

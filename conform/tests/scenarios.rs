@@ -382,7 +382,27 @@ scenarios! {
     ];
     the_heap_merges_with_the_heap_alone: [map(0x17, 1), Brk { to: page(0x19) }, Brk { to: page(0x1a) }];
     a_bad_access_across_pages: [map(0, 1), Store { addr: win(PAGE - 4), value: 1 }, load(0)];
+    a_store_after_a_load_is_noticed_before_its_page_goes: [
+        map_as(0, 7, W, FIXED), load(6), store(6), advise(6, 1, DONTNEED), protect(0, 1, NONE),
+        map_as(10, 7, W, FIXED), load(16), store(16), advise(16, 1, FREE), protect(10, 1, NONE),
+        map_as(20, 7, W, FIXED), load(26), store(26), advise(26, 1, PAGEOUT), protect(20, 1, NONE),
+    ];
+    a_fault_on_a_guard_gives_no_identity: [
+        map_file(0, 3, NONE, 0x12, Sealed, 0), advise(0, 1, GUARD), protect(2, 1, RW), store(2), protect(0, 1, RW), store(0), protect(1, 1, RW),
+    ];
+    data_limit_over_several_mappings: [
+        SetLimit { what: Data, pages: 1 }, map_file(0, 1, NONE, 0x12, ReadWrite, 0), map_as(1, 1, NONE, FIXED), protect(0, 2, W),
+        protect(0, 1, NONE), protect(1, 1, W), protect(0, 2, W),
+    ];
     sequences_of_moves_keep_zero_pages: [
         map_as(0, 1, R, FIXED), load(0), remap(0, 1, 2, MOVE_TO, 9), remap(9, 2, 2, MOVE_TO | 4, 11),
     ];
+}
+
+#[test]
+fn large_anonymous_memory_ignores_the_offset() {
+    let large = Setup { place: Large, ..Setup::THOROUGH };
+    let of =
+        |flags| Mmap { addr: abs(0), len: 512 * PAGE, prot: NONE, flags, file: ReadWrite, offset: 5 * PAGE as u64 };
+    check_in(large, &[map(0, 1), of(0x22), of(0x21), of(0x2)]);
 }

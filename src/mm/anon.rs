@@ -52,7 +52,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
     }
 
-    /// The same for one of them.
+    /// The same for one of them; also before pages go that tell of such stores.
     pub(super) fn settle_anon_vma(&self, write: &MmapWrite<'_, S>, vma: &VmaRef<'_, S>) {
         if vma.is_touched() {
             let segment = vma.segment();

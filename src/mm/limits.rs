@@ -224,11 +224,17 @@ impl<S: LockScheme> MmCore<S> {
     /// Whether `pages` pages more (a difference, which may be negative) of a
     /// kind are within the limits (`may_expand_vm`).
     pub(super) fn may_expand_vm(&self, flags: VmaFlags, pages: u64) -> bool {
+        self.may_expand_vm_beside(0, flags, pages)
+    }
+
+    /// The same when `data` pages, mapped already, count as data beside those
+    /// that do: an operation on several VMAs accounts for all at its end.
+    pub(super) fn may_expand_vm_beside(&self, data: u64, flags: VmaFlags, pages: u64) -> bool {
         let (limits, used) = (self.limits(), self.usage.pages());
         if used.total.wrapping_add(pages) > limits.address_space >> PAGE_SHIFT {
             return false;
         }
-        !flags.is_data() || used.data.wrapping_add(pages) <= limits.data >> PAGE_SHIFT
+        !flags.is_data() || used.data.wrapping_add(data).wrapping_add(pages) <= limits.data >> PAGE_SHIFT
     }
 
     /// Whether anything may be locked at all (`can_do_mlock`).

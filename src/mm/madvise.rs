@@ -195,6 +195,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 if locked && advice == Advice::DontNeed {
                     return Err(Errno::EINVAL);
                 }
+                self.settle_anon_vma(write, vma);
                 if let Some(touched) = write.drain(&[*vma]).touched_in(range) {
                     self.release_files(&touched);
                     self.mmu().discard(touched.span);
@@ -204,6 +205,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                 if locked || !segment.is_anonymous() {
                     return Err(Errno::EINVAL);
                 }
+                self.settle_anon_vma(write, vma);
                 if let Some(touched) = write.drain(&[*vma]).touched_in(range) {
                     self.mmu().lazy_free(touched.span);
                 }
@@ -212,6 +214,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             Advice::Cold | Advice::PageOut => {
                 if locked {
                     return Err(Errno::EINVAL);
+                }
+                if advice == Advice::PageOut {
+                    self.settle_anon_vma(write, vma);
                 }
                 if advice == Advice::PageOut
                     && segment.is_anonymous()

@@ -85,7 +85,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     fn protect_within(&self, write: &mut MmapWrite<'_, S>, range: PageRange, prot: Prot) -> Result<(), Errno> {
         let (affected, overlap) = write.affected(range);
         self.settle_anon_vmas(write, &affected);
-        let judge = |old: &Segment, piece| self.judge(old, piece, prot);
+        // Pages of this call's VMAs that become data.
+        let mut data = 0;
+        let judge = |old: &Segment, piece: PageRange| {
+            let flags = self.judge(old, piece, prot, data)?;
+            if flags.is_data() && !old.flags.is_data() {
+                data += piece.pages() as u64;
+            }
+            Ok(flags)
+        };
         let (modify, stopped) = Modify::lay_out(self.core(), &affected, overlap, range, Some(Errno::ENOMEM), judge);
         if let Some(prepared) = write.prepare(&affected, &modify.layout, None)? {
             // Faults are drained from every VMA that changes, and kept out
@@ -120,8 +128,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     }
 
     /// What one VMA's flags become, or why the call stops before it
-    /// (`mprotect_fixup`).
-    fn judge(&self, old: &Segment, piece: PageRange, prot: Prot) -> Result<VmaFlags, Errno> {
+    /// (`mprotect_fixup`). `data` pages of those before it become data.
+    fn judge(&self, old: &Segment, piece: PageRange, prot: Prot, data: u64) -> Result<VmaFlags, Errno> {
         let access = VmaFlags::from_prot(prot);
         // MAYREAD is READ << 4, and so on.
         if access.bits() & !(old.flags.bits() >> 4) != 0 {
@@ -136,7 +144,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         if flags.contains(VmaFlags::WRITE) {
             let (core, pages) = (self.core(), piece.pages() as u64);
-            if !core.may_expand_vm(flags, pages) && core.may_expand_vm(old.flags, pages) {
+            let may_expand = |flags| core.may_expand_vm_beside(data, flags, pages);
+            if !may_expand(flags) && may_expand(old.flags) {
                 return Err(Errno::ENOMEM);
             }
             let free = VmaFlags::ACCOUNT | VmaFlags::WRITE | VmaFlags::SHARED | VmaFlags::NORESERVE;
