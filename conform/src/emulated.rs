@@ -3,12 +3,13 @@
 use crate::observe::{Answer, Recorder, Side, Signal, VM_FLAGS, VmaSeen, Want, attr};
 use crate::op::{At, Limit, Op, Place, Sequence, Slot};
 use crate::profile::Profile;
-use crate::remote::{Ends, FILE_BYTES, Remote, Shared, Silence, exit, file_byte};
+use crate::remote::{Ends, FILE, FILE_BYTES, Parts, Remote, Shared, Silence, exit};
 use crate::run::{Config, Delivery, Lock, Sabotage};
-use crate::{MINCORE_MAX, PAGE, fold};
+use crate::{MINCORE_MAX, PAGE, fold, pagemap};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,9 +111,9 @@ fn work(shared: *mut Shared, ends: Ends, config: Config) -> ! {
         // SAFETY: the parent has asked us to run a sequence, and leaves the memory
         // to us until we have answered.
         let shared = unsafe { &mut *shared };
-        let sequence = Sequence { setup: shared.setup, ops: shared.ops[..shared.count].to_vec() };
         let room = shared.map_count_room.load(Ordering::Relaxed);
-        let (words, used) = (&mut shared.words, &shared.used);
+        let Parts { setup, ops, used, words, .. } = shared.parts();
+        let sequence = Sequence { setup, ops: ops.to_vec() };
         let result = catch_unwind(AssertUnwindSafe(|| match config.lock {
             Lock::Mmap => run_on::<MmapOnly>(&sequence, &config, room, words, used),
             Lock::Rcu => run_on::<Rcu>(&sequence, &config, room, words, used),
@@ -164,6 +165,7 @@ fn run_on<S: LockScheme>(
         window: space.range().start().get(),
         place,
         files: files.then(Files::new),
+        pagemap: std::fs::File::open("/proc/self/pagemap").expect("procfs, which the host's side needs as well"),
         sabotage: config.sabotage,
         spaces: vec![space],
     });
@@ -210,8 +212,7 @@ impl Files {
 
     fn inode() -> Arc<Inode> {
         let store = FdStore::memory(FILE_BYTES as u64).expect("memory for a few pages");
-        let bytes: Vec<u8> = (0..FILE_BYTES).map(file_byte).collect();
-        store.write_at(0, &bytes).expect("a memfd of our own");
+        store.write_at(0, &FILE).expect("a memfd of our own");
         Inode::new(Box::new(store), 16 * PAGE as u64)
     }
 
@@ -236,6 +237,8 @@ struct Here<S: LockScheme> {
     window: usize,
     place: Place,
     files: Option<Files>,
+    /// `/proc/self/pagemap`
+    pagemap: std::fs::File,
     sabotage: Option<Sabotage>,
 }
 
@@ -300,6 +303,13 @@ impl<S: LockScheme> Side for Here<S> {
         }
     }
 
+    fn in_page_table(&mut self, bits: &mut [u64]) {
+        let mut scratch = vec![0; self.place.pages() * size_of::<u64>()];
+        pagemap::read(self.pagemap.as_raw_fd(), &mut scratch, self.window, self.place.pages(), bits, |entry| {
+            entry & pagemap::IN_PAGE_TABLE != 0
+        });
+    }
+
     fn word(&mut self, offset: usize) -> u64 {
         // SAFETY: an address of the region.
         unsafe { access::load_u64(self.window + offset) }.unwrap_or(u64::MAX)
@@ -335,7 +345,7 @@ impl<S: LockScheme> Here<S> {
             recorder.record(self, Answer::End, Want { contents: true, flags });
             let window = self.window;
             // SAFETY: addresses of the region.
-            recorder.sweep(|offset| match unsafe { access::load_u64(window + offset) } {
+            recorder.sweep(self, |offset| match unsafe { access::load_u64(window + offset) } {
                 Ok(word) => Answer::Value(word),
                 Err(bad) => Answer::Signal(signal(bad)),
             });

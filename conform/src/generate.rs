@@ -9,6 +9,7 @@ use crate::PAGE;
 use crate::emulated::supports;
 use crate::names::ADVICE;
 use crate::op::{At, Call, Limit, Op, Place, Sequence, Setup, Slot, abs, top, win};
+use crate::remote::OPS_MAX;
 use crate::safe::is_safe;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt, SeedableRng};
@@ -34,6 +35,10 @@ const WEIGHTS: [(Call, u32); 18] = [
     (Call::Store, 140),
     (Call::SetLimit, 8),
 ];
+
+/// A sequence in the crowded place is as long as so many others, and begins anew
+/// as often: each process there costs the host its 65,000 mappings.
+const CROWDED_ROUNDS: usize = 4;
 
 /// A stream of sequences.
 pub struct Generator {
@@ -64,23 +69,26 @@ impl Generator {
         let length = if self.rng.random_ratio(1, 4) { self.length / 4 } else { self.length }.max(1);
         let weights = self.weights(setup.place);
         let mut maker = Maker { rng: &mut self.rng, place: setup.place, recent: Vec::new(), weights };
-        let mut ops = Vec::with_capacity(length);
-        if setup.place == Place::Crowded {
-            ops.extend(maker.crowd());
+        let rounds = if setup.place == Place::Crowded { CROWDED_ROUNDS.min(OPS_MAX / length) } else { 1 };
+        let mut ops = Vec::with_capacity(rounds * length);
+        for round in 1..=rounds {
+            if setup.place == Place::Crowded {
+                ops.extend(maker.crowd(round > 1));
+            }
+            while ops.len() < round * length {
+                ops.push(maker.op());
+            }
+            ops.truncate(round * length);
         }
-        while ops.len() < length {
-            ops.push(maker.op());
-        }
-        ops.truncate(length);
         avoid(&mut ops);
         Sequence { setup, ops }
     }
 
     fn setup(&mut self) -> Setup {
-        let wanted = match self.rng.random_range(0..100) {
-            0..6 => Place::Large,
-            6..8 => Place::Crowded,
-            8..16 => Place::Privileged,
+        let wanted = match self.rng.random_range(0..200) {
+            0..12 => Place::Large,
+            12..13 => Place::Crowded,
+            13..29 => Place::Privileged,
             _ => Place::Small,
         };
         let place = if self.places.contains(&wanted) { wanted } else { Place::Small };
@@ -101,6 +109,9 @@ impl Generator {
             } else {
                 *weight
             };
+            if place == Place::Crowded && *call == Call::Fork {
+                *weight /= 4;
+            }
             if place == Place::Privileged && matches!(call, Call::Mlock | Call::Mlock2 | Call::Munlock | Call::Mlockall)
             {
                 *weight = *weight * 3 + 5;
@@ -140,12 +151,18 @@ fn pick<'a, T>(rng: &mut impl Rng, from: &'a [T]) -> &'a T {
 }
 
 impl Maker<'_> {
-    /// Enough VMAs to come near the limit of the crowded place.
-    fn crowd(&mut self) -> Vec<Op> {
+    /// Enough VMAs to come near the limit of the crowded place. `again`: whatever
+    /// is there.
+    fn crowd(&mut self, again: bool) -> Vec<Op> {
+        let unlimited = |what| Op::SetLimit { what, pages: 1 << 30 };
+        let mut limits = if again { vec![unlimited(Limit::AddressSpace), unlimited(Limit::Memlock)] } else { vec![] };
+        if again && !self.has_brk() {
+            limits.push(unlimited(Limit::Data));
+        }
         let whole = Op::Mmap { addr: win(0), len: 40 * PAGE, prot: 3, flags: 0x32, file: Slot::NoFile, offset: 0 };
         let cuts = self.rng.random_range(7..12);
         let cut = |i: usize| Op::Mprotect { addr: win((2 * i + 1) * PAGE), len: PAGE, prot: 1 };
-        std::iter::once(whole).chain((0..cuts).map(cut)).collect()
+        limits.into_iter().chain([whole]).chain((0..cuts).map(cut)).collect()
     }
 
     fn op(&mut self) -> Op {

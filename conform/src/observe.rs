@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use std::fmt;
 
 /// What a step answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Answer {
     /// Success: 0, an address as an offset into the window, what was loaded,
     /// or a hash of what `mincore` wrote.
@@ -29,7 +29,7 @@ pub enum Answer {
 }
 
 /// SIGSEGV or SIGBUS with its code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signal {
     /// SIGSEGV, SEGV_MAPERR
     MapErr,
@@ -150,6 +150,9 @@ pub trait Side {
     /// Sets the bit of each page that is present or hidden. (Those of files do
     /// not count.)
     fn presence(&mut self, bits: &mut [u64]);
+    /// Sets the bit of each page of which the hardware's page table knows
+    /// anything, whatever is mapped there.
+    fn in_page_table(&mut self, bits: &mut [u64]);
     /// Eight bytes at an offset of the window, in a page that is present and readable.
     fn word(&mut self, offset: usize) -> u64;
     /// Calls `each` with the bits of [`VM_FLAGS`] of each VMA. `false`: unknown.
@@ -180,6 +183,14 @@ pub const SECOND_WORD: usize = 0x800;
 const HEAD: usize = 5;
 /// In a sweep: the page earns a signal. (No test stores such a word.)
 const SWEEP_SIGNAL: u64 = 0xdead << 48;
+/// In a sweep: nothing is mapped there, and nothing is in the page table.
+const SWEEP_HOLE: u64 = SWEEP_SIGNAL | 0xff;
+/// Of the empty pages inside a hole, one in so many is touched by a sweep, or one
+/// in so many parts of a large window.
+const HOLE_STRIDE: usize = 8;
+const HOLE_PARTS: usize = 32;
+/// Words for a bit for each page of a window.
+const BITMAP_WORDS: usize = crate::remote::PAGES_MAX / 64;
 const HAS_CONTENTS: u64 = 1 << 62;
 const HAS_FLAGS: u64 = 1 << 63;
 
@@ -283,11 +294,26 @@ impl<'a> Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Writes what a load at the start of each page of the window gives.
-    pub fn sweep(&mut self, mut load: impl FnMut(usize) -> Answer) {
+    /// Writes what a load at the start of each page of the window gives. Of the
+    /// pages inside a hole, which the page table does not know, most are only
+    /// noted as such: a signal costs more than all else.
+    pub fn sweep<T: Side>(&mut self, side: &mut T, mut load: impl FnMut(usize) -> Answer) {
         let start = self.used;
         self.used += HEAD;
-        for page in 0..self.pages {
+        let mut mapped = [0; BITMAP_WORDS];
+        side.vmas(&mut |vma| (vma.start..vma.end).for_each(|page| mapped[page as usize / 64] |= 1 << (page % 64)));
+        let mut in_table = [0; BITMAP_WORDS];
+        side.in_page_table(&mut in_table[..self.pages.div_ceil(64)]);
+        let pages = self.pages;
+        let has = |bits: &[u64], page: usize| page >= pages || bits[page / 64] >> (page % 64) & 1 == 1;
+        let stride = HOLE_STRIDE.max(pages / HOLE_PARTS);
+        for page in 0..pages {
+            let inside = |page: usize| !has(&mapped, page) && !has(&in_table, page);
+            let skip = !page.is_multiple_of(stride) && inside(page - 1) && inside(page) && inside(page + 1);
+            if skip {
+                self.push(SWEEP_HOLE);
+                continue;
+            }
             let word = match load(page * PAGE) {
                 Answer::Value(word) => word,
                 Answer::Signal(signal) => SWEEP_SIGNAL | (signal as u64 + 1),
@@ -418,7 +444,9 @@ impl Observation {
 }
 
 fn sweep_text(word: u64) -> String {
-    if word & !7 == SWEEP_SIGNAL && word & 7 != 0 {
+    if word == SWEEP_HOLE {
+        "nothing (a hole)".to_owned()
+    } else if word & !7 == SWEEP_SIGNAL && word & 7 != 0 {
         Answer::Signal(Signal::from_code(word & 7)).to_string()
     } else {
         format!("{word:#x}")

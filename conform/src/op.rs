@@ -411,7 +411,7 @@ impl Place {
 
     /// Pages of the window.
     pub fn pages(self) -> usize {
-        if self == Place::Large { 2048 } else { 64 }
+        if self == Place::Large { crate::remote::PAGES_MAX } else { 64 }
     }
 
     /// Bytes of the window.

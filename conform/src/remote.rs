@@ -5,7 +5,7 @@
 //! any other, to be shrunk and shown.
 
 use crate::PAGE;
-use crate::op::{Op, Sequence, Setup};
+use crate::op::{Op, Place, Sequence, Setup};
 use nix::errno::Errno;
 use std::fmt;
 use std::ptr::NonNull;
@@ -14,17 +14,26 @@ use std::time::Duration;
 
 /// Most steps of a sequence.
 pub const OPS_MAX: usize = 1024;
-/// Words that the observations of one sequence may take.
+/// Words that the observations of one sequence may take, in the large window.
 const WORDS: usize = 4 << 20;
+/// In a window of 64 pages.
+const WORDS_SMALL: usize = WORDS / 8;
 /// Scratch memory, for files of /proc.
 const TEXT: usize = 64 << 10;
+/// Pages of the largest window.
+pub const PAGES_MAX: usize = 2048;
 /// Bytes of the files that are mapped: five pages and a half.
 pub const FILE_BYTES: usize = 5 * PAGE + PAGE / 2;
 
-/// Contents of byte `at` of a file, when a sequence starts.
-pub fn file_byte(at: usize) -> u8 {
-    (at / PAGE * 16 + at % 7 + 1) as u8
-}
+/// Contents of a file when a sequence starts.
+pub static FILE: [u8; FILE_BYTES] = {
+    let (mut bytes, mut at) = ([0; FILE_BYTES], 0);
+    while at < FILE_BYTES {
+        bytes[at] = (at / PAGE * 16 + at % 7 + 1) as u8;
+        at += 1;
+    }
+    bytes
+};
 
 /// What is shared.
 #[repr(C)]
@@ -45,10 +54,51 @@ pub struct Shared {
     pub message: [u8; 512],
     /// Bytes of it.
     pub message_len: AtomicUsize,
-    /// The records.
-    pub words: [u64; WORDS],
     /// Scratch memory.
     pub text: [u8; TEXT],
+    /// The records. Last: of small windows only the beginning is mapped.
+    words: [u64; WORDS],
+}
+
+impl Shared {
+    /// What a sequence is run from and written to.
+    pub fn parts(&mut self) -> Parts<'_> {
+        let Shared { setup, count, ops, used, text, words, .. } = self;
+        Parts { setup: *setup, ops: &ops[..*count], used, text, words: &mut words[..words_in(setup.place)] }
+    }
+
+    /// Unmaps what a sequence in `place` does not need: `mlockall` would make
+    /// all of it present.
+    ///
+    /// # Safety
+    /// `shared` is this process's own mapping, and from now on nobody in it
+    /// reaches beyond the words of `place`.
+    pub unsafe fn trim(shared: *mut Shared, place: Place) {
+        let used = (std::mem::offset_of!(Shared, words) + words_in(place) * size_of::<u64>()).next_multiple_of(PAGE);
+        let rest = size_of::<Shared>().next_multiple_of(PAGE) - used;
+        if rest > 0 {
+            // SAFETY: the end of the mapping; the caller's promise.
+            unsafe { libc::munmap(shared.cast::<u8>().add(used).cast(), rest) };
+        }
+    }
+}
+
+/// A sequence, and where what is seen of it goes.
+pub struct Parts<'a> {
+    /// Of the sequence.
+    pub setup: Setup,
+    /// The steps.
+    pub ops: &'a [Op],
+    /// Words written.
+    pub used: &'a AtomicUsize,
+    /// Room for the records.
+    pub words: &'a mut [u64],
+    /// Scratch memory.
+    pub text: &'a mut [u8],
+}
+
+fn words_in(place: Place) -> usize {
+    if place == Place::Large { WORDS } else { WORDS_SMALL }
 }
 
 /// Why there is no answer.
@@ -112,10 +162,12 @@ impl Remote {
             pid if pid < 0 => return Err(("fork", Errno::last())),
             _ => {}
         }
-        // SAFETY: our own descriptors.
+        // SAFETY: our own descriptors; and memory of ours, which processes to
+        // come are to do without: a host's child pays for all that it has.
         unsafe {
             libc::close(commands_read);
             libc::close(replies_write);
+            libc::madvise(shared.as_ptr().cast(), size_of::<Shared>(), libc::MADV_DONTFORK);
         }
         Ok(Remote { shared, commands, replies, pid })
     }

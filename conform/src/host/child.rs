@@ -8,7 +8,7 @@ use super::{Files, access};
 use crate::PAGE;
 use crate::observe::{Answer, Recorder, Side, Signal, VmaSeen, Want};
 use crate::op::{At, Limit, Op, Setup, Slot};
-use crate::remote::{FILE_BYTES, Shared, exit, file_byte};
+use crate::remote::{FILE, Parts, Shared, exit};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -41,6 +41,10 @@ impl Side for Here<'_> {
         self.procfs.presence(self.window, bits, self.pages);
     }
 
+    fn in_page_table(&mut self, bits: &mut [u64]) {
+        self.procfs.in_page_table(self.window, bits, self.pages);
+    }
+
     fn word(&mut self, offset: usize) -> u64 {
         // SAFETY: an address of the window.
         unsafe { access::load_u64(self.window + offset) }.unwrap_or(u64::MAX)
@@ -57,11 +61,8 @@ impl Side for Here<'_> {
 /// In a fresh fork of the zygote.
 pub unsafe fn main(shared: *mut Shared, files: &Files, window: usize) -> ! {
     // SAFETY: our parent made the memory, and nobody but us uses it until we
-    // have exited. The parts below are borrowed once each.
-    let (setup, ops, used, words, text): (Setup, &[Op], &AtomicUsize, &mut [u64], &'static mut [u8]) = unsafe {
-        let shared = &mut *shared;
-        (shared.setup, &shared.ops[..shared.count], &shared.used, &mut shared.words, &mut shared.text)
-    };
+    // have exited.
+    let Parts { setup, ops, used, words, text }: Parts<'static> = unsafe { (*shared).parts() };
     let mut here = Here {
         procfs: Procfs::open(text),
         window,
@@ -128,7 +129,7 @@ impl Here<'_> {
         recorder.record(self, Answer::End, Want { contents: true, flags });
         let window = self.window;
         // SAFETY: addresses of the window.
-        recorder.sweep(|offset| match unsafe { access::load_u64(window + offset) } {
+        recorder.sweep(self, |offset| match unsafe { access::load_u64(window + offset) } {
             Ok(word) => Answer::Value(word),
             Err(signal) => Answer::Signal(signal),
         });
@@ -268,15 +269,8 @@ fn uses_file(op: &Op) -> bool {
 
 /// Writes a file's first contents.
 pub fn fill_file(fd: i32) {
-    let mut page = [0u8; PAGE];
-    for start in (0..FILE_BYTES).step_by(PAGE) {
-        let len = PAGE.min(FILE_BYTES - start);
-        for (at, byte) in page[..len].iter_mut().enumerate() {
-            *byte = file_byte(start + at);
-        }
-        // SAFETY: a buffer of our own. The file is in memory: a write is whole.
-        unsafe { libc::pwrite(fd, page.as_ptr().cast(), len, start as i64) };
-    }
+    // SAFETY: a buffer of our own. The file is in memory: a write is whole.
+    unsafe { libc::pwrite(fd, FILE.as_ptr().cast(), FILE.len(), 0) };
 }
 
 /// Puts an empty heap at `start` (`PR_SET_MM_MAP`, which needs no rights).

@@ -196,17 +196,21 @@ struct Reservation {
 }
 
 impl Reservation {
-    /// Aligned to 2 MiB, where the kernel puts mappings by itself.
+    /// Aligned to 2 MiB, where the kernel puts mappings by itself. Below the
+    /// program and its libraries, if there is room: `smaps` tells of everything
+    /// up to the window. And above a third of all addresses (TASK_UNMAPPED_BASE):
+    /// the kernel's search upwards begins there.
     ///
     /// What lies within 2 MiB around it is filled with what cannot be accessed: a
     /// stack that grows towards memory that can be stops at the guard gap; in
     /// vmalab it grows to the region's start.
     fn new(place: Place) -> Result<Reservation, HostError> {
         const ALIGN: usize = 2 << 20;
+        const HINT: usize = 3 << 44;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let bytes = place.bytes() + 3 * ALIGN;
         // SAFETY: a new mapping.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        let start = unsafe { libc::mmap(HINT as *mut _, bytes, libc::PROT_NONE, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return Err(HostError::SetUp("mmap", Errno::last()));
         }

@@ -1,7 +1,7 @@
 //! The child's view of its own address space. No allocation.
 
-use crate::PAGE;
 use crate::observe::{VM_FLAGS, VmaSeen};
+use crate::{PAGE, pagemap};
 use linux_raw_sys::general::{procmap_query, procmap_query_flags};
 
 /// `PROCMAP_QUERY`, `_IOWR('f', 17, struct procmap_query)`, since Linux 6.11.
@@ -83,21 +83,14 @@ impl Procfs {
     /// Sets the bit of each anonymous page that is present or swapped. (A guard
     /// looks like a swapped page, with a bit of its own since Linux 6.15.)
     pub fn presence(&mut self, window: usize, bits: &mut [u64], pages: usize) {
-        const PRESENT: u64 = 1 << 63;
-        const SWAP: u64 = 1 << 62;
-        const GUARD: u64 = 1 << 58;
-        const FILE_OR_SHARED: u64 = 1 << 61;
-        let want = pages * size_of::<u64>();
-        let at = (window / PAGE * size_of::<u64>()) as i64;
-        // SAFETY: the scratch memory takes the entry of every page of a window.
-        let got = unsafe { libc::pread(self.pagemap, self.text.as_mut_ptr().cast(), want.min(self.text.len()), at) };
-        let entries = self.text[..got.max(0) as usize].chunks_exact(size_of::<u64>());
-        for (page, entry) in entries.enumerate() {
-            let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-            if entry & (PRESENT | SWAP) != 0 && entry & (FILE_OR_SHARED | GUARD) == 0 {
-                bits[page / 64] |= 1 << (page % 64);
-            }
-        }
+        let shown =
+            |entry| entry & pagemap::IN_PAGE_TABLE != 0 && entry & (pagemap::FILE_OR_SHARED | pagemap::GUARD) == 0;
+        pagemap::read(self.pagemap, self.text, window, pages, bits, shown);
+    }
+
+    /// Sets the bit of each page of which the page table knows anything.
+    pub fn in_page_table(&mut self, window: usize, bits: &mut [u64], pages: usize) {
+        pagemap::read(self.pagemap, self.text, window, pages, bits, |entry| entry & pagemap::IN_PAGE_TABLE != 0);
     }
 
     /// Calls `each` with the compared `VmFlags` of every VMA in the window.

@@ -48,6 +48,8 @@ pub unsafe fn main(shared: *mut Shared, files: &Files, place: Place, reservation
         deepen_stack();
     }
     reservation.free();
+    // SAFETY: our copy of the mapping; only records of this place are written.
+    unsafe { Shared::trim(shared, place) };
     let window = reservation.window;
     // SAFETY: the parent waits for our answer; children make their own.
     let text: &'static mut [u8] = unsafe { &mut (*shared).text };
