@@ -3,11 +3,12 @@
 mod common;
 
 use common::{How, Served, State};
+use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use vmalab::addr::PAGE_SIZE;
 use vmalab::fault::Signal;
-use vmalab::file::{FilePage, Inode};
+use vmalab::file::{FilePage, Inode, Store};
 use vmalab::mmu::Mmu;
 use vmalab_fault_handler::access::{load_u64, store_u64};
 use vmalab_fault_handler::file::FdStore;
@@ -158,6 +159,87 @@ fn what_the_store_is_behind_of_is_written_by_sync_and_a_hole_is_zero_everywhere(
         assert_eq!((load(&a, 0), load(&b, 1), load(&a, 2)), (Ok(0), Ok(0), Ok(3)));
         assert_eq!([0, 1, 2].map(|page| in_store(&inode, page)), [0, 0, 3]);
     });
+}
+
+/// A fault permits stores before it says that the store is behind, and holds the
+/// page's lock meanwhile: a sync waits for what it is about to say.
+#[test]
+fn a_sync_waits_for_a_fault_that_permits_stores() {
+    const LOCK: u64 = 1;
+    const DIRTY: u64 = 2;
+    everywhere(|map| {
+        let inode = file(PAGES * PAGE_SIZE);
+        let space = map(&inode, true);
+        store(&space, 3, 1).unwrap();
+        // As if the fault of that store were still being served, and another
+        // thread's store passed.
+        let slot = inode.slot(3);
+        let done = slot.load(SeqCst);
+        assert_eq!(done & (LOCK | DIRTY), DIRTY);
+        slot.store(done & !DIRTY | LOCK, SeqCst);
+        store(&space, 3, 2).unwrap();
+        std::thread::scope(|scope| {
+            let sync = || space.map.mmu.sync_file(space.map.pages(0, 8), FilePage { inode: &inode, index: 0 });
+            let syncing = scope.spawn(sync);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            assert!(!syncing.is_finished(), "the page is locked");
+            slot.store(done, SeqCst);
+            syncing.join().unwrap().unwrap();
+        });
+        assert_eq!(in_store(&inode, 3), 2);
+    });
+}
+
+/// A store whose holes cannot be made.
+struct Solid(FdStore);
+
+impl Store for Solid {
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn punch(&self, _: u64, _: u64) -> Result<(), Errno> {
+        Err(Errno::ENOSPC)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        self.0.sync()
+    }
+}
+
+#[test]
+fn a_hole_that_cannot_be_made_loses_nothing() {
+    everywhere(|map| {
+        let store_of = FdStore::memory((PAGES * PAGE_SIZE) as u64).unwrap();
+        let inode = Inode::new(Box::new(Solid(store_of)), (PAGES * PAGE_SIZE) as u64);
+        put_in_store(&inode, 1, 5);
+        let (a, b) = (map(&inode, true), map(&inode, true));
+        store(&a, 0, 4).unwrap();
+        assert_eq!(load(&b, 1), Ok(5));
+        assert_eq!(a.map.mmu.punch_file(FilePage { inode: &inode, index: 0 }, 3), Err(Errno::ENOSPC));
+        assert_eq!((load(&b, 0), load(&a, 1)), (Ok(4), Ok(5)));
+        a.map.mmu.sync_file(a.map.pages(0, 2), FilePage { inode: &inode, index: 0 }).unwrap();
+        assert_eq!((in_store(&inode, 0), in_store(&inode, 1)), (4, 5));
+    });
+}
+
+#[test]
+fn a_hole_beyond_what_can_be_mapped_is_where_it_was_asked_for() {
+    let inode = Inode::new(Box::new(FdStore::memory(6 * PAGE_SIZE as u64).unwrap()), 2 * PAGE_SIZE as u64);
+    (0..6).for_each(|page| put_in_store(&inode, page, 9));
+    let space = Served::new(1, How::Sigbus);
+    space.map.mmu.punch_file(FilePage { inode: &inode, index: 4 }, 1).unwrap();
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|page| in_store(&inode, page)), [9, 9, 9, 9, 0, 9]);
+    space.map.mmu.punch_file(FilePage { inode: &inode, index: 1 }, 2).unwrap();
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|page| in_store(&inode, page)), [9, 0, 0, 9, 0, 9]);
 }
 
 /// Protection changes of a mapping do not let a store pass unnoticed.
