@@ -264,6 +264,9 @@ pub trait Mmu: Send + Sync + 'static {
     /// fault that was served here (the host's own copy-on-write of the zero page).
     fn was_written(&self, range: PageRange) -> bool;
 
+    /// Whether a page of `range`, present or hidden, holds anything but zeros.
+    fn has_contents(&self, range: PageRange) -> bool;
+
     /// Removes what is in `range` and marks every page of it (MADV_GUARD_INSTALL).
     fn guard(&self, range: PageRange);
 

@@ -417,6 +417,11 @@ impl Mmu for UffdMmu {
         self.region.presence().written(range)
     }
 
+    fn has_contents(&self, range: PageRange) -> bool {
+        self.check(range);
+        self.holds_anything(range)
+    }
+
     fn guard(&self, range: PageRange) {
         self.discard(range);
         let (first, last) = self.region.bits(range);

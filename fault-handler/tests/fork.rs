@@ -5,9 +5,12 @@ mod common;
 
 use common::{How, Served, State};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use vmalab::addr::VirtAddr;
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::Signal;
+use vmalab::lock::TypeSafe;
+use vmalab::mm::{MapFlags, Prot};
 use vmalab::mmu::{Mmu, PageAccess};
+use vmalab_fault_handler::AddressSpace;
 use vmalab_fault_handler::access::{load_u64, store_u64};
 
 const PAGES: usize = 256;
@@ -234,4 +237,48 @@ fn children_come_and_go_under_stores() {
             }
         });
     });
+}
+
+/// The host lets the first store to its zero page pass. One that comes between
+/// an operation's look for such stores and its protection of the page leaves no
+/// trace but its value; a fork finds it.
+#[test]
+fn a_store_that_raced_mprotect_is_inherited() {
+    const PLAIN: MapFlags = MapFlags::PRIVATE.union(MapFlags::ANONYMOUS);
+    for access in [PageAccess::Read, PageAccess::None] {
+        let parent = AddressSpace::<TypeSafe>::builder().region(PAGES * PAGE_SIZE).build().unwrap();
+        let addr = parent.mmap(0, 4 * PAGE_SIZE, Prot::READ | Prot::WRITE, PLAIN).unwrap().get();
+        // SAFETY: addresses of the region, here and below.
+        unsafe {
+            assert_eq!((load_u64(addr), load_u64(addr + PAGE_SIZE)), (Ok(0), Ok(0)));
+            store_u64(addr, 7).unwrap();
+        }
+        // As if the store had passed when mprotect had looked already.
+        let page = PageRange::sized(VirtAddr(addr), PAGE_SIZE);
+        parent.mmu().protect(page, PageAccess::ReadWrite, access).unwrap();
+        let prot = if access == PageAccess::None { Prot::NONE } else { Prot::READ };
+        parent.mprotect(addr, PAGE_SIZE, prot).unwrap();
+        let child = parent.fork().unwrap();
+        let there = child.range().start().get() + (addr - parent.range().start().get());
+        for (space, at) in [(&child, there), (&parent, addr)] {
+            space.mprotect(at, PAGE_SIZE, Prot::READ).unwrap();
+            // SAFETY: as above.
+            assert_eq!(unsafe { load_u64(at) }, Ok(7), "{access:?}");
+        }
+        child.validate();
+        parent.validate();
+    }
+}
+
+#[test]
+fn memory_that_was_only_read_is_not_inherited() {
+    const PLAIN: MapFlags = MapFlags::PRIVATE.union(MapFlags::ANONYMOUS);
+    for prot in [Prot::READ, Prot::READ | Prot::WRITE] {
+        let parent = AddressSpace::<TypeSafe>::builder().region(PAGES * PAGE_SIZE).build().unwrap();
+        let addr = parent.mmap(0, 2 * PAGE_SIZE, prot, PLAIN).unwrap().get();
+        // SAFETY: an address of the region.
+        assert_eq!(unsafe { load_u64(addr) }, Ok(0));
+        let child = parent.fork().unwrap();
+        assert!(!parent.populated(parent.range()).is_empty() && child.populated(child.range()).is_empty());
+    }
 }

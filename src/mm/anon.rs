@@ -62,4 +62,17 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             }
         }
     }
+    /// The same for a fork, which must not miss any. A store that passed after an
+    /// operation had looked, and before it took the permission away, shows in
+    /// the contents alone. (Those of another pager than that of zeros say nothing.)
+    pub(super) fn settle_contents(&self, write: &MmapWrite<'_, S>, vmas: &Affected<'_, S>) {
+        self.settle_anon_vmas(write, vmas);
+        for vma in vmas.iter().filter(|_| self.pager().is_zero()) {
+            let segment = vma.segment();
+            let unsure = segment.is_anonymous() && segment.anon_vma == 0 && vma.is_touched();
+            if unsure && self.mmu().has_contents(segment.range) {
+                self.anon_vma_prepare(write, vma);
+            }
+        }
+    }
 }

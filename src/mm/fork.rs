@@ -44,7 +44,7 @@ impl<S: LockScheme, M: Mmu, P: Pager + Clone> Mm<S, M, P> {
         };
         let write = self.core().mmap_write();
         let (vmas, _) = write.affected(self.range());
-        self.settle_anon_vmas(&write, &vmas);
+        self.settle_contents(&write, &vmas);
         let drained = write.drain(&vmas);
         child.core().usage.inherit(&self.core().usage, delta as u64);
         child.core().set_map_count_max(self.core().map_count_max());

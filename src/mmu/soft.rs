@@ -377,6 +377,13 @@ impl Mmu for SoftMmu {
         false
     }
 
+    fn has_contents(&self, range: PageRange) -> bool {
+        range.iter_pages().any(|page| {
+            let populated = self.state(page).load(Ordering::Relaxed) & POPULATED != 0;
+            populated && self.words(page).iter().any(|word| word.load(Ordering::Relaxed) != 0)
+        })
+    }
+
     fn guard(&self, range: PageRange) {
         for page in range.iter_pages() {
             let old = self.lock_page(page, |_| false).expect("nothing refuses it");

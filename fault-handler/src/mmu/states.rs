@@ -4,6 +4,7 @@ use super::{UffdMmu, drop_pages};
 use crate::hidden::PageBits;
 use crate::region::Region;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use vmalab::addr::PageRange;
 use vmalab::mmu::MmuError;
 
@@ -29,6 +30,16 @@ impl Chunk {
 /// The bitmaps of populated pages that are not present.
 fn absent_states(region: &Region) -> [&PageBits; 2] {
     [&region.pages.hidden, &region.pages.inherited]
+}
+
+/// Whether nothing but zeros is in `pages`, which are present, in the region or in
+/// its twin, until the calling mutator removes them.
+fn is_zero(pages: PageRange) -> bool {
+    let words = pages.bytes() / size_of::<AtomicU64>();
+    let start: *const AtomicU64 = std::ptr::with_exposed_provenance(pages.start().get());
+    // SAFETY: present pages of ours, aligned; others may store to them meanwhile.
+    let words = unsafe { std::slice::from_raw_parts(start, words) };
+    words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
 }
 
 impl UffdMmu {
@@ -69,6 +80,15 @@ impl UffdMmu {
             run(found);
             Ok::<(), Infallible>(())
         });
+    }
+
+    /// See `has_contents`.
+    pub(super) fn holds_anything(&self, range: PageRange) -> bool {
+        let region = &*self.region;
+        let mut found = false;
+        self.present(range, |run| found = found || !is_zero(run));
+        let (first, last) = region.bits(range);
+        found || region.pages.hidden.runs(first, last).any(|run| !is_zero(region.twin_of(region.pages_of(run))))
     }
 
     /// Permits stores to the present pages of `range`, but for those whose

@@ -456,6 +456,9 @@ impl Mmu for Stopping {
     fn was_written(&self, range: PageRange) -> bool {
         self.soft.was_written(range)
     }
+    fn has_contents(&self, range: PageRange) -> bool {
+        self.soft.has_contents(range)
+    }
     fn guard(&self, range: PageRange) {
         self.soft.guard(range);
     }
