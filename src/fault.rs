@@ -11,13 +11,13 @@
 //! a VMA's lock never waits for the mmap lock (I11, R15).
 
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
-use crate::lock::LockScheme;
+use crate::lock::{LockScheme, vma_lookup};
 use crate::mm::Mm;
 use crate::mmu::{Installed, Mmu, MmuError, PageBuf};
 use crate::pager::{PageRequest, Pager};
 use crate::races::{Mutant, Point, mutant, point};
 use crate::stats::{Counter, count, count_n};
-use crate::trace::{self, trace};
+use crate::trace::{self, Event, hit};
 use crate::vma::{Hold, VmaFlags, VmaRead};
 
 /// The access that faulted.
@@ -65,14 +65,14 @@ enum Step {
 impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
     fn serve_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
         count(Counter::Fault);
-        trace!(FaultEntry, fault_entry, addr.get() as u64, trace::access(access));
+        hit(Event::FaultEntry, addr.get() as u64, trace::access(access));
         let outcome = self.vma_lock_fault(addr, access).unwrap_or_else(|| self.mmap_lock_fault(addr, access));
         match outcome {
             Outcome::Done => {}
             Outcome::Signal(Signal::Bus) => count(Counter::FaultBus),
             Outcome::Signal(_) => count(Counter::FaultSegv),
         }
-        trace!(FaultReturn, fault_return, addr.get() as u64, trace::outcome(outcome));
+        hit(Event::FaultReturn, addr.get() as u64, trace::outcome(outcome));
         outcome
     }
 }
@@ -101,7 +101,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             Ok(vma) => unsafe { VmaRead::new(self.core(), vma, Hold::Vma) },
             Err(abort) => {
                 count(abort.counter());
-                trace!(Abort, abort, addr.get() as u64, abort as u64);
+                hit(Event::Abort, addr.get() as u64, abort as u64);
                 return None;
             }
         };
@@ -123,14 +123,14 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// The fault under the mmap lock (`lock_mm_and_find_vma`).
     pub(crate) fn mmap_lock_fault(&self, addr: VirtAddr, access: Access) -> Outcome {
         point(Point::Fallback);
-        trace!(Fallback, fallback, addr.get() as u64, 0);
+        hit(Event::Fallback, addr.get() as u64, 0);
         let read = self.core().mmap_read();
         let found = {
             let snapshot = read.snapshot();
             point(Point::Walk);
-            snapshot.lookup(addr)
+            vma_lookup(&snapshot, addr)
         };
-        trace!(Lookup, lookup, addr.get() as u64, found.map_or(0, |vma| trace::id_of(vma.as_ptr())));
+        hit(Event::Lookup, addr.get() as u64, found.map_or(0, |vma| trace::id_of(vma.as_ptr())));
         let (read, vma) = match found {
             Some(vma) => (read, vma),
             None => {
@@ -168,7 +168,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         }
         // Before the page appears: who removes it looks here first.
         vma.set_touched();
-        trace!(Install, install, page.get() as u64, 0);
+        hit(Event::Install, page.get() as u64, 0);
         let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
             // somebody else has just served the same page.
@@ -178,7 +178,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             (false, None) => self.make_present(vma, page, access.write),
             (false, Some(_)) => self.make_file_present(vma, page, access.write),
         };
-        trace!(InstallReturn, install_return, page.get() as u64, u64::from(done.is_ok()));
+        hit(Event::InstallReturn, page.get() as u64, u64::from(done.is_ok()));
         Step::Finished(match done {
             // Again: the access is repeated, and so is the fault if need be.
             Ok(()) | Err(MmuError::Again) => Outcome::Done,

@@ -37,7 +37,7 @@ mod libraries;
 use crate::stats::{self, Counter, Wait};
 use crate::sync::plain::{AtomicU8, AtomicU64 as TokenCell, Ordering};
 use crate::sync::{const_fn, thread_locals};
-use crate::trace::{id_of, trace};
+use crate::trace::{Event, hit, id_of};
 use futex::Futex;
 use kernel::Kernel;
 use libraries::Library;
@@ -125,7 +125,7 @@ pub struct WriteGuard<'a> {
 impl Drop for ReadGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        trace!(MmapLockReleased, mmap_lock_released, id_of(self.lock), 0);
+        hit(Event::MmapLockReleased, id_of(self.lock), 0);
         match &self.lock.state {
             State::Futex(lock) => lock.unlock_read(),
             State::Kernel(lock) => lock.unlock_read(),
@@ -138,7 +138,7 @@ impl Drop for ReadGuard<'_> {
 impl Drop for WriteGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        trace!(MmapLockReleased, mmap_lock_released, id_of(self.lock), 1);
+        hit(Event::MmapLockReleased, id_of(self.lock), 1);
         self.lock.writer.store(0, Ordering::Relaxed);
         match &self.lock.state {
             State::Futex(lock) => lock.unlock_write(),
@@ -155,7 +155,7 @@ impl<'a> WriteGuard<'a> {
     pub fn downgrade(self) -> ReadGuard<'a> {
         let lock = self.lock;
         std::mem::forget(self);
-        trace!(MmapLockDowngraded, mmap_lock_downgraded, id_of(lock), 0);
+        hit(Event::MmapLockDowngraded, id_of(lock), 0);
         lock.writer.store(0, Ordering::Relaxed);
         match &lock.state {
             State::Futex(lock) => lock.downgrade(),
@@ -205,7 +205,7 @@ impl MmapLock {
             self.read_slow();
         }
         stats::count(Counter::MmapLockRead);
-        trace!(MmapLockAcquired, mmap_lock_acquire_returned, id_of(self), 0);
+        hit(Event::MmapLockAcquired, id_of(self), 0);
         ReadGuard { lock: self, _not_send: PhantomData }
     }
 
@@ -214,7 +214,7 @@ impl MmapLock {
     pub fn try_read(&self) -> Option<ReadGuard<'_>> {
         self.try_lock_read().then(|| {
             stats::count(Counter::MmapLockRead);
-            trace!(MmapLockAcquired, mmap_lock_acquire_returned, id_of(self), 0);
+            hit(Event::MmapLockAcquired, id_of(self), 0);
             ReadGuard { lock: self, _not_send: PhantomData }
         })
     }
@@ -227,7 +227,7 @@ impl MmapLock {
         }
         self.writer.store(thread_token(), Ordering::Relaxed);
         stats::count(Counter::MmapLockWrite);
-        trace!(MmapLockAcquired, mmap_lock_acquire_returned, id_of(self), 1);
+        hit(Event::MmapLockAcquired, id_of(self), 1);
         WriteGuard { lock: self, _not_send: PhantomData }
     }
 
@@ -256,7 +256,7 @@ impl MmapLock {
             thread_token(),
             "page fault by a thread that holds this address space's mmap lock for writing"
         );
-        trace!(MmapLockWait, mmap_lock_start_locking, id_of(self), 0);
+        hit(Event::MmapLockWait, id_of(self), 0);
         timed(Wait::MmapRead, || match &self.state {
             State::Futex(lock) => lock.lock_read(),
             State::Kernel(lock) => lock.lock_read(),
@@ -267,7 +267,7 @@ impl MmapLock {
     #[cold]
     fn write_slow(&self) {
         assert_ne!(self.writer.load(Ordering::Relaxed), thread_token(), "mmap lock taken twice for writing");
-        trace!(MmapLockWait, mmap_lock_start_locking, id_of(self), 1);
+        hit(Event::MmapLockWait, id_of(self), 1);
         timed(Wait::MmapWrite, || match &self.state {
             State::Futex(lock) => lock.lock_write(),
             State::Kernel(lock) => lock.lock_write(&self.writer),

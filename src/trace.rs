@@ -3,11 +3,13 @@
 //!
 //! A trace point has two readers, both absent as a rule:
 //!
-//! - a USDT probe of provider `vmalab`, for `perf`, `bpftrace` and the like: a
-//!   NOP and a note in the binary;
+//! - a USDT probe of provider `vmalab`, for `perf`, `bpftrace` and the like;
 //! - the *hook* of this process, which the stress runner's attribution and
 //!   timeline hang on. It is called only on threads that are *followed*
-//!   ([`follow`]): one load of a thread-local and a branch that is not taken.
+//!   ([`follow`]).
+//!
+//! With neither it is a load of a thread-local, a load of the probes' semaphore
+//! and a branch that is not taken; everything else is out of line.
 //!
 //! The core has no clock: what time it is, is the hook's affair. Trace points
 //! are reached inside signal handlers, so a hook must be async-signal-safe.
@@ -16,7 +18,7 @@
 //! In model builds there are none: no executor should see them.
 
 macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $probe:ident,)*) => {
         /// What happened; the two numbers that come with it are told at each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
@@ -26,87 +28,97 @@ macro_rules! events {
             /// All of them, in order.
             pub const ALL: &'static [Event] = &[$(Event::$name,)*];
         }
+
+        /// The USDT probe of an event. Each in one place, out of line: a probe
+        /// in inlined code would leave notes of copies that the linker drops.
+        #[cfg(not(any(loom, shuttle)))]
+        fn usdt(event: Event, a: u64, b: u64) {
+            match event {
+                // `probe::probe_lazy!` with a semaphore of our own, shared by all.
+                $(Event::$name => { ::probe::sdt!([sym "{}" LISTENERS], vmalab, $probe, a, b,); })*
+            }
+        }
     };
 }
 
 events! {
     /// A fault has reached the process: first thing in the SIGBUS handler, or
     /// in a handler thread that has read its message. (address, 0)
-    FaultDelivered,
+    FaultDelivered = fault_delivered,
     /// The fault path begins (`do_user_addr_fault`). (address, [`access`])
-    FaultEntry,
+    FaultEntry = fault_entry,
     /// The tree was walked. (address, VMA or 0)
-    Lookup,
+    Lookup = lookup,
     /// A fault holds its VMA, by the VMA's own lock or the mmap lock.
     /// (VMA, 1 if by the mmap lock)
-    Lock,
+    Lock = lock,
     /// A fault gives its VMA back. (VMA, 1 if by the mmap lock)
-    Unlock,
+    Unlock = unlock,
     /// A fault could not have its VMA's own lock. (address, [`Abort`] as a number)
     ///
     /// [`Abort`]: crate::lock::Abort
-    Abort,
+    Abort = abort,
     /// A fault turns to the mmap lock. (address, 0)
-    Fallback,
+    Fallback = fallback,
     /// A page is about to be made present. (page, 0)
-    Install,
+    Install = install,
     /// ... and was, or could not be. (page, 1 if it is there)
-    InstallReturn,
+    InstallReturn = install_return,
     /// The fault path has ended. (address, [`outcome`])
-    FaultReturn,
-    /// The mmap lock is not free: its acquisition waits
-    /// (`mmap_lock_start_locking`). (lock, 1 to write)
-    MmapLockWait,
-    /// The mmap lock was taken (`mmap_lock_acquire_returned`). (lock, 1 to write)
-    MmapLockAcquired,
+    FaultReturn = fault_return,
+    /// The mmap lock is not free: its acquisition waits. (lock, 1 to write)
+    MmapLockWait = mmap_lock_start_locking,
+    /// The mmap lock was taken. (lock, 1 to write)
+    MmapLockAcquired = mmap_lock_acquire_returned,
     /// The mmap lock, held for writing, is held for reading from now on. (lock, 0)
-    MmapLockDowngraded,
-    /// The mmap lock was released (`mmap_lock_released`). (lock, 1 to write)
-    MmapLockReleased,
-    /// A mutator asks for a VMA's write lock, and waits for its readers
-    /// (`vma_start_write`). (VMA, its first address)
-    VmaStartWrite,
+    MmapLockDowngraded = mmap_lock_downgraded,
+    /// The mmap lock is about to be released. (lock, 1 to write)
+    MmapLockReleased = mmap_lock_released,
+    /// A mutator asks for a VMA's write lock, and waits for its readers.
+    /// (VMA, its first address)
+    VmaStartWrite = vma_start_write,
     /// ... and has it, or has given up. Released with the mmap lock. (VMA, 1 if it has it)
-    VmaWriteLocked,
+    VmaWriteLocked = vma_write_locked,
     /// A VMA object is given a new life. (VMA, number of its last address space)
-    Reuse,
-    /// An operation begins. ([`Op`] as a number, address)
-    OpEntry,
-    /// ... and ends. ([`Op`] as a number, 0)
-    OpReturn,
+    Reuse = reuse,
+    /// `mmap` begins. (address, length)
+    Mmap = mmap,
+    /// ... and ends. (0, 0)
+    MmapReturn = mmap_return,
+    /// `munmap` begins. (address, length)
+    Munmap = munmap,
+    /// ... and ends. (0, 0)
+    MunmapReturn = munmap_return,
+    /// `mprotect` begins. (address, length)
+    Mprotect = mprotect,
+    /// ... and ends. (0, 0)
+    MprotectReturn = mprotect_return,
+    /// `mremap` begins. (old address, old length)
+    Mremap = mremap,
+    /// ... and ends. (0, 0)
+    MremapReturn = mremap_return,
+    /// `madvise` begins. (address, length)
+    Madvise = madvise,
+    /// ... and ends. (0, 0)
+    MadviseReturn = madvise_return,
+    /// `fork` begins. (first address, length of the address space)
+    Fork = fork,
+    /// ... and ends. (0, 0)
+    ForkReturn = fork_return,
     /// The calling thread is followed from now on ([`follow_thread`]); never in
     /// a signal handler. (0, 0)
-    Thread,
+    Thread = thread,
 }
 
-macro_rules! ops {
-    ($($name:ident = $text:literal,)*) => {
-        /// Operations, by the call they are.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u8)]
-        #[allow(missing_docs)]
-        pub enum Op { $($name,)* }
-
-        impl Op {
-            /// All of them, in order.
-            pub const ALL: &'static [Op] = &[$(Op::$name,)*];
-
-            /// The call's name.
-            pub const fn name(self) -> &'static str {
-                match self { $(Op::$name => $text,)* }
-            }
-        }
-    };
-}
-
-ops! {
-    Mmap = "mmap",
-    Munmap = "munmap",
-    Mprotect = "mprotect",
-    Mremap = "mremap",
-    Madvise = "madvise",
-    Fork = "fork",
-}
+/// Operations: the event that begins them, the one that ends them, the call's name.
+pub const OPERATIONS: [(Event, Event, &str); 6] = [
+    (Event::Mmap, Event::MmapReturn, "mmap"),
+    (Event::Munmap, Event::MunmapReturn, "munmap"),
+    (Event::Mprotect, Event::MprotectReturn, "mprotect"),
+    (Event::Mremap, Event::MremapReturn, "mremap"),
+    (Event::Madvise, Event::MadviseReturn, "madvise"),
+    (Event::Fork, Event::ForkReturn, "fork"),
+];
 
 /// Called at every trace point of followed threads: the event and its two numbers.
 pub type Hook = fn(Event, u64, u64);
@@ -133,7 +145,7 @@ pub const fn outcome(outcome: crate::fault::Outcome) -> u64 {
 
 #[cfg(not(any(loom, shuttle)))]
 mod host {
-    use super::{Event, Hook};
+    use super::{Event, Hook, LISTENERS, usdt};
     use crate::sync::plain::{AtomicUsize, Ordering};
     use std::cell::Cell;
 
@@ -169,10 +181,11 @@ mod host {
         }
     }
 
-    /// Tells the hook.
+    /// A trace point.
     #[inline(always)]
     pub fn hit(event: Event, a: u64, b: u64) {
-        if FOLLOWED.get() {
+        // Relaxed: tools come and go when they like.
+        if FOLLOWED.get() | (LISTENERS.load(Ordering::Relaxed) != 0) {
             tell(event, a, b);
         }
     }
@@ -180,8 +193,11 @@ mod host {
     #[cold]
     #[inline(never)]
     fn tell(event: Event, a: u64, b: u64) {
+        if LISTENERS.load(Ordering::Relaxed) != 0 {
+            usdt(event, a, b);
+        }
         // Acquire: pairs with the Release in `set_hook`.
-        let hook = HOOK.load(Ordering::Acquire);
+        let hook = if FOLLOWED.get() { HOOK.load(Ordering::Acquire) } else { 0 };
         if hook != 0 {
             // SAFETY: only `set_hook` stores here, and it stores a `Hook`.
             let hook: Hook = unsafe { std::mem::transmute(hook) };
@@ -189,6 +205,11 @@ mod host {
         }
     }
 }
+
+/// The semaphore of all probes: tools raise it while they listen to one.
+#[cfg(not(any(loom, shuttle)))]
+#[unsafe(link_section = ".probes")]
+static LISTENERS: crate::sync::plain::AtomicU16 = crate::sync::plain::AtomicU16::new(0);
 
 #[cfg(not(any(loom, shuttle)))]
 pub use host::{follow, follow_thread, hit, set_hook};
@@ -214,65 +235,30 @@ mod model {
 #[cfg(any(loom, shuttle))]
 pub use model::{follow, follow_thread, hit, set_hook};
 
-/// A trace point: `trace!(Event, usdt_name, a, b)`.
-#[cfg(not(any(loom, shuttle)))]
-macro_rules! trace {
-    ($event:ident, $probe:ident, $a:expr, $b:expr) => {{
-        let (a, b): (u64, u64) = ($a, $b);
-        ::probe::probe!(vmalab, $probe, a, b);
-        $crate::trace::hit($crate::trace::Event::$event, a, b);
-    }};
-}
-
-#[cfg(any(loom, shuttle))]
-macro_rules! trace {
-    ($event:ident, $probe:ident, $a:expr, $b:expr) => {{
-        let _: (u64, u64) = ($a, $b);
-    }};
-}
-
-pub(crate) use trace;
-
 /// The address of something, as a number that tells it from others.
 #[inline(always)]
 pub(crate) fn id_of<T>(of: *const T) -> u64 {
     of.addr() as u64
 }
 
-/// A fault was delivered to the process; for the crate that does so.
-#[inline(always)]
-pub fn fault_delivered(addr: crate::addr::VirtAddr) {
-    trace!(FaultDelivered, fault_delivered, addr.get() as u64, 0);
+/// An operation, from here to the end of the scope.
+pub(crate) struct Operation {
+    end: Event,
 }
 
-/// An operation from here to the end of the scope.
-pub(crate) struct Operation(Op);
-
 impl Operation {
+    /// `begin` and `end` are a pair of [`OPERATIONS`].
     #[inline(always)]
-    pub(crate) fn begin(op: Op, addr: usize, len: usize) -> Operation {
-        let _ = len;
-        #[cfg(not(any(loom, shuttle)))]
-        match op {
-            Op::Mmap => ::probe::probe!(vmalab, mmap, addr, len),
-            Op::Munmap => ::probe::probe!(vmalab, munmap, addr, len),
-            _ => {}
-        }
-        hit(Event::OpEntry, op as u64, addr as u64);
-        Operation(op)
+    pub(crate) fn begin(begin: Event, end: Event, addr: usize, len: usize) -> Operation {
+        hit(begin, addr as u64, len as u64);
+        Operation { end }
     }
 }
 
 impl Drop for Operation {
     #[inline(always)]
     fn drop(&mut self) {
-        #[cfg(not(any(loom, shuttle)))]
-        match self.0 {
-            Op::Mmap => ::probe::probe!(vmalab, mmap_return),
-            Op::Munmap => ::probe::probe!(vmalab, munmap_return),
-            _ => {}
-        }
-        hit(Event::OpReturn, self.0 as u64, 0);
+        hit(self.end, 0, 0);
     }
 }
 
@@ -318,9 +304,9 @@ mod tests {
             [a_fault_and_an_unmap::<Rcu>(), a_fault_and_an_unmap::<TypeSafe>(), a_fault_and_an_unmap::<RefCount>()]
         {
             assert_eq!(fault, per_vma);
-            assert_eq!(unmap.first(), Some(&OpEntry));
-            assert_eq!(unmap.last(), Some(&OpReturn));
-            let locking: Vec<Event> = unmap.into_iter().filter(|e| !matches!(e, OpEntry | OpReturn)).collect();
+            assert_eq!(unmap.first(), Some(&Munmap));
+            assert_eq!(unmap.last(), Some(&MunmapReturn));
+            let locking: Vec<Event> = unmap.into_iter().filter(|e| !matches!(e, Munmap | MunmapReturn)).collect();
             assert_eq!(
                 locking,
                 [MmapLockAcquired, VmaStartWrite, VmaWriteLocked, MmapLockDowngraded, MmapLockReleased]

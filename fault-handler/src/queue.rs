@@ -42,8 +42,9 @@ use std::time::Duration;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, Outcome, Signal};
+use vmalab::rcu;
 use vmalab::sync::{futex_wait, futex_wake};
-use vmalab::{rcu, trace};
+use vmalab::trace::{self, Event as TraceEvent};
 
 /// Messages that one read may fetch: few, so that handler threads share them.
 const BATCH: usize = 4;
@@ -192,7 +193,7 @@ impl Shared {
     }
 
     fn handle(&self, message: &Message, serial: u32) {
-        trace::fault_delivered(message.addr);
+        trace::hit(TraceEvent::FaultDelivered, message.addr.get() as u64, 0);
         let outcome = {
             let section = rcu::FAULTS.enter();
             match registry::find(&section, message.addr) {

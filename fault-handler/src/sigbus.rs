@@ -34,7 +34,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vmalab::addr::VirtAddr;
 use vmalab::fault::{Access, Outcome, Signal};
-use vmalab::{rcu, trace};
+use vmalab::rcu;
+use vmalab::trace::{self, Event};
 
 /// Bits of the x86 page-fault error code.
 const ERR_PRESENT: i64 = 1 << 0;
@@ -201,7 +202,7 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
 }
 
 fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault) {
-    trace::fault_delivered(fault.addr);
+    trace::hit(Event::FaultDelivered, fault.addr.get() as u64, 0);
     if fault.queued.is_some() {
         CONSUMED.count();
         // Before anything else: a late signal may find this thread anywhere,

@@ -34,7 +34,8 @@ use crate::races::{self, Mutant, Oracle, Point, mutant, point};
 use crate::rcu::ReadGuard;
 use crate::slab::Slab;
 use crate::stats::{Counter, count};
-use crate::trace::{id_of, trace};
+use crate::trace::{Event, hit, id_of};
+use crate::tree::Snapshot;
 use crate::vma::Vma;
 use std::ptr::NonNull;
 
@@ -203,6 +204,13 @@ pub(crate) unsafe fn found_in<S: LockScheme>(_section: &ReadGuard, vma: NonNull<
     unsafe { vma.as_ref() }
 }
 
+/// A fault's walk through the tree (`vma_lookup`). A function of its own, so
+/// that a profile tells it from the locking.
+#[inline(never)]
+pub(crate) fn vma_lookup<S: LockScheme>(snapshot: &Snapshot<'_, Vma<S>>, addr: VirtAddr) -> Option<NonNull<Vma<S>>> {
+    snapshot.lookup(addr)
+}
+
 /// One lookup's walks through the tree. Nothing of a walk outlives the RCU
 /// section it was made in (I8, R8); the mutant that keeps its position is here.
 #[derive(Default)]
@@ -231,8 +239,8 @@ impl Walk {
             snapshot
         };
         point(Point::Walk);
-        let found = snapshot.lookup(addr);
-        trace!(Lookup, lookup, addr.get() as u64, found.map_or(0, |vma| id_of(vma.as_ptr())));
+        let found = vma_lookup(&snapshot, addr);
+        hit(Event::Lookup, addr.get() as u64, found.map_or(0, |vma| id_of(vma.as_ptr())));
         point(Point::H1);
         found.ok_or(Abort::NoVma)
     }

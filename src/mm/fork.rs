@@ -6,7 +6,7 @@ use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::plan::{INHERITED, Layout};
 use crate::vma::{Segment, VmaFlags};
 use nix::errno::Errno;
@@ -28,7 +28,7 @@ impl<S: LockScheme, M: Mmu, P: Pager + Clone> Mm<S, M, P> {
     /// If `mmu` has another size.
     pub fn fork(&self, mmu: M) -> Result<Mm<S, M, P>, Errno> {
         assert_eq!(mmu.range().bytes(), self.range().bytes(), "the child's region has another size");
-        let _op = Operation::begin(Op::Fork, self.range().start().get(), self.range().bytes());
+        let _op = Operation::begin(Event::Fork, Event::ForkReturn, self.range().start().get(), self.range().bytes());
         let child = Mm::new(mmu, self.pager().clone());
         let result = self.dup_mmap(&child);
         rcu::poll();

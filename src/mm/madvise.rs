@@ -9,7 +9,7 @@ use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
 use std::ops::Range;
@@ -124,7 +124,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// contents. EACCES: REMOVE of what may not be written. EFAULT: populating a
     /// page that cannot be had.
     pub fn madvise(&self, addr: usize, len: usize, advice: i32) -> Result<(), Errno> {
-        let _op = Operation::begin(Op::Madvise, addr, len);
+        let _op = Operation::begin(Event::Madvise, Event::MadviseReturn, addr, len);
         let advice = Advice::from_raw(advice).ok_or(Errno::EINVAL)?;
         let len = page_align_up(len).ok_or(Errno::EINVAL)?;
         let range = page_range(VirtAddr(addr), len).ok_or(Errno::EINVAL)?;

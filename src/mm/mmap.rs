@@ -11,7 +11,7 @@ use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::plan::Layout;
 use crate::vma::{Segment, VmaFlags};
 use nix::errno::Errno;
@@ -85,7 +85,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         file: Option<&Arc<File>>,
         offset: u64,
     ) -> Result<Mapping, Errno> {
-        let _op = Operation::begin(Op::Mmap, addr, len);
+        let _op = Operation::begin(Event::Mmap, Event::MmapReturn, addr, len);
         let result = self.do_mmap(addr, len, prot, flags, file, offset);
         rcu::poll();
         let (mapping, vm_flags) = result?;

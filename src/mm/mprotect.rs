@@ -8,7 +8,7 @@ use crate::lock::LockScheme;
 use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
 
@@ -23,7 +23,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// changed all the same), the map count, or no memory. EACCES: a right that
     /// the mapping may never have. EPERM: a sealed mapping (those before it are changed).
     pub fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
-        let _op = Operation::begin(Op::Mprotect, addr, len);
+        let _op = Operation::begin(Event::Mprotect, Event::MprotectReturn, addr, len);
         let grows = prot & (Prot::GROWSDOWN | Prot::GROWSUP);
         if grows == Prot::GROWSDOWN | Prot::GROWSUP || !VirtAddr(addr).is_page_aligned() {
             return Err(Errno::EINVAL);

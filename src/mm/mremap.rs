@@ -8,7 +8,7 @@ use crate::lock::LockScheme;
 use crate::mmu::{Mmu, PageAccess};
 use crate::pager::Pager;
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::plan::Layout;
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
@@ -83,7 +83,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         flags: RemapFlags,
         new_addr: usize,
     ) -> Result<VirtAddr, Errno> {
-        let _op = Operation::begin(Op::Mremap, addr, old_len);
+        let _op = Operation::begin(Event::Mremap, Event::MremapReturn, addr, old_len);
         let raw_lens_differ = old_len != new_len;
         let align = |len: usize| len.wrapping_add(crate::addr::PAGE_SIZE - 1) & !(crate::addr::PAGE_SIZE - 1);
         let remap = Remap { addr, old_len: align(old_len), new_len: align(new_len), flags, new_addr };

@@ -9,7 +9,7 @@ use crate::mmu::Mmu;
 use crate::pager::Pager;
 use crate::races::{Mutant, Point, mutant, point};
 use crate::rcu;
-use crate::trace::{Op, Operation};
+use crate::trace::{Event, Operation};
 use crate::vma::plan::Layout;
 use nix::errno::Errno;
 
@@ -23,7 +23,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// count limit, or no memory. EPERM: a sealed mapping in the range. Nothing
     /// is unmapped then.
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
-        let _op = Operation::begin(Op::Munmap, addr, len);
+        let _op = Operation::begin(Event::Munmap, Event::MunmapReturn, addr, len);
         let range = self.munmap_range(addr, len)?;
         let result = self.do_munmap(range, None);
         rcu::poll();
@@ -48,7 +48,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// # Errors
     /// As `munmap`. EINTR: it was told to; nothing changed.
     pub fn munmap_killable(&self, addr: usize, len: usize, kill: &Kill) -> Result<(), Errno> {
-        let _op = Operation::begin(Op::Munmap, addr, len);
+        let _op = Operation::begin(Event::Munmap, Event::MunmapReturn, addr, len);
         let range = self.munmap_range(addr, len)?;
         let result = self.do_munmap(range, Some(kill));
         rcu::poll();

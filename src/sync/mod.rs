@@ -72,5 +72,7 @@ mod aside_nothing {
 
 /// Atomics of the machine in every build, for what is not part of a protocol.
 pub mod plain {
-    pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+    pub use std::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    };
 }

@@ -35,7 +35,7 @@ use crate::stats::{Counter, count};
 #[cfg(any(feature = "races", loom, shuttle))]
 use crate::sync::plain::AtomicU64 as EpochNumber;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use crate::trace::{id_of, trace};
+use crate::trace::{Event, hit, id_of};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -236,7 +236,7 @@ pub struct VmaRead<'m, S: LockScheme> {
 impl<S: LockScheme> Drop for VmaRead<'_, S> {
     #[inline]
     fn drop(&mut self) {
-        trace!(Unlock, unlock, id_of(self.vma.as_ptr()), self.hold.by_mmap_lock());
+        hit(Event::Unlock, id_of(self.vma.as_ptr()), self.hold.by_mmap_lock());
         if let Hold::Vma = self.hold {
             if races::ENABLED && self.vma().epoch.now() != self.epoch {
                 races::violation(Oracle::O3, "a VMA changed while a reader had it locked");
@@ -259,7 +259,7 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
             races::violation(Oracle::O3, "a reader locked a VMA that is not attached");
         }
         let read = VmaRead { vma, hold, epoch, _mm: PhantomData };
-        trace!(Lock, lock, id_of(vma.as_ptr()), read.hold.by_mmap_lock());
+        hit(Event::Lock, id_of(vma.as_ptr()), read.hold.by_mmap_lock());
         read.assert_not_write_locked(mm);
         read
     }
@@ -416,7 +416,7 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
     pub(crate) fn start_write(self, write: &MmapWrite<'w, S>, kill: Option<&Kill>) -> Result<VmaWrite<'w, S>, Killed> {
         let mm = write.mm();
         debug_assert!(std::ptr::eq(self.vma().vm_mm(), mm), "write-locked under another mm's lock");
-        trace!(VmaStartWrite, vma_start_write, id_of(self.vma.as_ptr()), self.vma().range().start().get() as u64);
+        hit(Event::VmaStartWrite, id_of(self.vma.as_ptr()), self.vma().range().start().get() as u64);
         let locked = match kill {
             _ if mutant(Mutant::ProtectWithoutVmaLock) => Ok(()),
             None => {
@@ -425,7 +425,7 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
             }
             Some(kill) => S::vma_start_write_killable(mm, self.vma(), kill),
         };
-        trace!(VmaWriteLocked, vma_write_locked, id_of(self.vma.as_ptr()), u64::from(locked.is_ok()));
+        hit(Event::VmaWriteLocked, id_of(self.vma.as_ptr()), u64::from(locked.is_ok()));
         locked?;
         Ok(VmaWrite { vma: self.vma, mm })
     }
@@ -538,7 +538,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
             0 => {}
             last => {
                 count(Counter::VmaReused);
-                trace!(Reuse, reuse, id_of(vma), last);
+                hit(Event::Reuse, id_of(vma), last);
                 if last != mm.id() {
                     count(Counter::VmaReusedOtherMm);
                 }

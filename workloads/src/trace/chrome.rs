@@ -8,7 +8,7 @@ use super::timeline::{Entry, Track};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
-use vmalab::trace::{Event, Op};
+use vmalab::trace::{Event, OPERATIONS};
 
 /// What a slice shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,8 @@ enum Kind {
     Fault,
     /// A part of a fault, by name.
     Phase(&'static str),
-    Operation(Op),
+    /// By name.
+    Operation(&'static str),
     /// The mmap lock is waited for, or held; to write?
     MmapWait(bool),
     MmapHeld(bool),
@@ -30,8 +31,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Fault => "fault",
-            Kind::Phase(name) => name,
-            Kind::Operation(op) => op.name(),
+            Kind::Phase(name) | Kind::Operation(name) => name,
             Kind::MmapWait(false) => "wait for mmap_lock (read)",
             Kind::MmapWait(true) => "wait for mmap_lock (write)",
             Kind::MmapHeld(false) => "mmap_lock (read)",
@@ -170,15 +170,14 @@ impl Drawing {
                 }
             }
             Event::Reuse => self.instant("VMA object reused", a, ns),
-            Event::OpEntry => {
-                if let Some(&op) = Op::ALL.get(a as usize) {
-                    self.begin(Kind::Operation(op), b, ns);
+            _ => {
+                if let Some(&(.., name)) = OPERATIONS.iter().find(|(begin, ..)| *begin == event) {
+                    self.begin(Kind::Operation(name), a, ns);
+                }
+                if let Some(&(.., name)) = OPERATIONS.iter().find(|(_, end, _)| *end == event) {
+                    self.end(|slice| slice.kind == Kind::Operation(name), ns);
                 }
             }
-            Event::OpReturn => {
-                self.end(|slice| matches!(slice.kind, Kind::Operation(op) if op as u64 == a), ns);
-            }
-            Event::Thread => {}
         }
     }
 
@@ -393,12 +392,12 @@ mod tests {
     fn a_wait_names_who_held_the_lock() {
         const LOCK: u64 = 0x10;
         let writer = entries(&[
-            (0, Event::OpEntry, Op::Munmap as u64, 0x1000),
+            (0, Event::Munmap, 0x1000, 0x1000),
             (10, Event::MmapLockAcquired, LOCK, 1),
             (20, Event::VmaStartWrite, 0x50, 0x1000),
             (25, Event::VmaWriteLocked, 0x50, 1),
             (90, Event::MmapLockReleased, LOCK, 1),
-            (95, Event::OpReturn, Op::Munmap as u64, 0),
+            (95, Event::MunmapReturn, 0, 0),
         ]);
         let reader = entries(&[
             (30, Event::FaultDelivered, 0x1234, 0),

@@ -25,9 +25,8 @@ pub(super) struct Entry {
 /// A thread's events, the oldest overwritten by the newest. Written by its
 /// thread alone, in signal handlers too; read when the thread is done.
 struct Ring {
-    /// Clock reading and event in one (see `record`), and the two numbers.
-    /// As many as a power of two.
-    entries: Box<[[AtomicU64; 3]]>,
+    /// See `record`. As many as a power of two.
+    entries: Box<[[AtomicU64; 2]]>,
     /// Entries ever written.
     written: AtomicU64,
     track: Mutex<Track>,
@@ -109,8 +108,15 @@ pub(crate) fn leave() {
     RING.set(None);
 }
 
-/// Bits of the first word that tell the event; clock readings have the others.
+/// Bits of the first word that tell the event; the clock reading has the others.
 const EVENT_BITS: u32 = 8;
+/// Bits of the second word that hold the event's first number, an address; its
+/// second one has the others, or as much of it as they hold. Two words, as it
+/// is the cache lines written that a timeline costs.
+const ADDRESS_BITS: u32 = 48;
+
+/// The first number's bits.
+const ADDRESS: u64 = (1 << ADDRESS_BITS) - 1;
 
 /// Writes to the calling thread's ring. Async-signal-safe.
 #[inline]
@@ -123,8 +129,8 @@ pub(super) fn record(event: Event, a: u64, b: u64, now: u64) {
     ring.written.store(at + 1, Ordering::Relaxed);
     let entry = ring.entry(at);
     entry[0].store(now << EVENT_BITS | event as u64, Ordering::Relaxed);
-    entry[1].store(a, Ordering::Relaxed);
-    entry[2].store(b, Ordering::Relaxed);
+    let b = b.min(u64::MAX >> ADDRESS_BITS);
+    entry[1].store(b << ADDRESS_BITS | (a & ADDRESS), Ordering::Relaxed);
 }
 
 /// What was recorded. Its events are those that the rings still held.
@@ -185,16 +191,15 @@ impl Timeline {
 impl Ring {
     /// The place of the `at`th entry.
     #[inline]
-    fn entry(&self, at: u64) -> &[AtomicU64; 3] {
+    fn entry(&self, at: u64) -> &[AtomicU64; 2] {
         &self.entries[at as usize & (self.entries.len() - 1)]
     }
 
     fn read(&self, at: u64, began: u64) -> Option<Entry> {
-        let [first, a, b] = self.entry(at);
-        let first = first.load(Ordering::Relaxed);
+        let [first, second] = self.entry(at).each_ref().map(|word| word.load(Ordering::Relaxed));
         let event = *Event::ALL.get((first & ((1 << EVENT_BITS) - 1)) as usize)?;
         let ns = clock().delta_as_nanos(began, first >> EVENT_BITS);
-        Some(Entry { ns, event, a: a.load(Ordering::Relaxed), b: b.load(Ordering::Relaxed) })
+        Some(Entry { ns, event, a: second & ADDRESS, b: second >> ADDRESS_BITS })
     }
 }
 
