@@ -40,6 +40,7 @@ Examples:
   vmalab stress app-start
   vmalab stress app-start --lock mmap --threads 4 --mutators 1 --duration 10s
   vmalab stress app-start --verify --ops 100000 --seed 7
+  vmalab stress app-start --duration 1 --timeline trace.json
   vmalab stress app-start --delivery queue --handlers 2 --json result.json
   vmalab stress app-start --backend native --json - | jq .fault_ns.p99";
 
@@ -58,6 +59,18 @@ hypervisor had the CPUs are counted, and the ratio is told without them too. A
 winner is named only when both intervals leave out 1, there were at least 5
 rounds, and no more than half of the slices were such. docs/comparing.md tells
 how.";
+
+const PROFILE_EXAMPLES: &str = "\
+Examples:
+  vmalab profile page-fault
+  vmalab profile app-start --lock mmap --threads 4 --duration 10 --out mmap
+
+Writes to DIR: perf.data (for 'perf report -i'), stacks.folded, flamegraph.svg,
+phases.txt (the table that is printed), stress.json and stress.txt (the run's
+own report). Options are those of 'stress'. docs/profiling.md tells more: USDT
+probes for perf and bpftrace, and 'stress --timeline'.
+
+Exit status: as 'stress'; 3 also where perf is missing or forbidden.";
 
 const RACE_EXAMPLES: &str = "\
 Examples:
@@ -123,6 +136,10 @@ pub enum Command {
     /// Run one workload on several locks in turn and say which is faster
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Record a run with perf: a flame graph, and where the time goes by phase
+    /// of a fault
+    #[command(after_help = PROFILE_EXAMPLES)]
+    Profile(ProfileArgs),
     /// Make the same random calls on vmalab and on the host kernel, and compare
     /// after each
     #[command(after_help = CONFORM_EXAMPLES)]
@@ -142,8 +159,6 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Later {
     #[command(hide = true, disable_help_flag = true)]
-    Profile(Anything),
-    #[command(hide = true, disable_help_flag = true)]
     Record(Anything),
     #[command(hide = true, disable_help_flag = true)]
     Replay(Anything),
@@ -155,7 +170,6 @@ impl Later {
     /// As typed.
     pub fn name(&self) -> &'static str {
         match self {
-            Later::Profile(_) => "profile",
             Later::Record(_) => "record",
             Later::Replay(_) => "replay",
             Later::Run(_) => "run",
@@ -219,6 +233,14 @@ pub struct StressArgs {
     /// Do not measure what the fault latency is a multiple of ('vmalab limits')
     #[arg(long)]
     pub no_floor: bool,
+    /// Write a timeline of the last faults, operations, locks held and waits to
+    /// FILE, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+    /// Events of each thread that the timeline keeps, the latest (a fault is
+    /// some eight) [default: 131072]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "timeline", value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    pub timeline_events: Option<u32>,
     /// Write the result as JSON to FILE; '-' prints it in place of the table
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
@@ -249,6 +271,24 @@ pub struct CompareArgs {
     pub html: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ProfileArgs {
+    /// Lock scheme ('vmalab list locks') [default: typesafe]
+    #[arg(long, value_name = "LOCK")]
+    pub lock: Option<String>,
+    /// Whose address space: vmalab's (emulated), or the host's own (native)
+    #[arg(long, value_enum, default_value_t = BackendArg::Emulated, hide_possible_values = true, value_name = "BACKEND")]
+    pub backend: BackendArg,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Where the files go; made if need be
+    #[arg(long, value_name = "DIR", default_value = "vmalab-profile")]
+    pub out: PathBuf,
+    /// Samples a second of each CPU
+    #[arg(long, value_name = "HZ", allow_negative_numbers = true, default_value_t = 1999, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub frequency: u32,
 }
 
 #[derive(Args, Debug)]

@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
-use vmalab_workloads::{Control, Progress, RunError, Stage, StressConfig, StressReport};
+use vmalab_workloads::{Control, Progress, RunError, Stage, StressConfig, StressReport, Timeline};
 
 /// How often Ctrl-C is looked for and the progress line renewed.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,6 +37,25 @@ impl Driver {
 
     /// One run. `label` begins the progress line.
     pub fn run(&self, config: &StressConfig, label: &str) -> Result<StressReport, Failure> {
+        self.watch(config, label, |control| vmalab_workloads::run(config, control))
+    }
+
+    /// The same with a timeline of the last `events` of each thread.
+    pub fn run_recorded(
+        &self,
+        config: &StressConfig,
+        label: &str,
+        events: usize,
+    ) -> Result<(StressReport, Timeline), Failure> {
+        self.watch(config, label, |control| vmalab_workloads::run_recorded(config, control, events))
+    }
+
+    fn watch<V>(
+        &self,
+        config: &StressConfig,
+        label: &str,
+        run: impl FnOnce(&Control) -> Result<V, RunError>,
+    ) -> Result<V, Failure> {
         let bar = self.progress_bar(config, label);
         let (done, watch) = mpsc::channel::<()>();
         let report = thread::scope(|scope| {
@@ -52,7 +71,7 @@ impl Driver {
                     }
                 }
             });
-            let report = vmalab_workloads::run(config, &self.control);
+            let report = run(&self.control);
             drop(done);
             report
         });

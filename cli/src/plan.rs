@@ -1,6 +1,6 @@
 //! From what was typed to what is run: [`StressConfig`]s, or why not.
 
-use crate::args::{BackendArg, CompareArgs, DeliveryArg, RunArgs, RwsemArg, StressArgs};
+use crate::args::{BackendArg, CompareArgs, DeliveryArg, ProfileArgs, RunArgs, RwsemArg, StressArgs};
 use crate::failure::Failure;
 use crate::names::unknown;
 use crate::units;
@@ -20,11 +20,20 @@ pub fn not_in_this_build(what: &str) -> Failure {
 
 /// What `stress` runs.
 pub fn stress(args: &StressArgs) -> Result<StressConfig, Failure> {
-    let mut config = shared("stress", &args.run)?;
-    if let Some(name) = &args.lock {
+    single("stress", &args.run, args.lock.as_deref(), args.backend)
+}
+
+/// What `profile` runs.
+pub fn profile(args: &ProfileArgs) -> Result<StressConfig, Failure> {
+    single("profile", &args.run, args.lock.as_deref(), args.backend)
+}
+
+fn single(command: &str, run: &RunArgs, lock_name: Option<&str>, backend: BackendArg) -> Result<StressConfig, Failure> {
+    let mut config = shared(command, run)?;
+    if let Some(name) = lock_name {
         config.lock = lock(name)?;
     }
-    config.backend = match args.backend {
+    config.backend = match backend {
         BackendArg::Emulated => Backend::Emulated,
         BackendArg::Native => {
             check_native(&config.workload)?;

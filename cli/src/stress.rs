@@ -8,7 +8,13 @@ use crate::output::Json;
 use crate::plan;
 use crate::table::{facts, numbers};
 use crate::units::{count, nanoseconds, rate, size};
-use vmalab_workloads::{AdversaryReport, AttributionReport, Distribution, StressReport, VerifyReport, VmaLockReport};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use vmalab_workloads::{
+    AdversaryReport, AttributionReport, Distribution, StressReport, TIMELINE_EVENTS, Timeline, VerifyReport,
+    VmaLockReport,
+};
 
 /// Width of the names at the left of a report.
 const NAMES: u16 = 16;
@@ -17,13 +23,49 @@ const NAMES: u16 = 16;
 pub fn run(args: &StressArgs) -> Result<u8, Failure> {
     let config = plan::stress(args)?;
     let json = Json::open(args.json.as_deref())?;
+    let file = args.timeline.as_deref().map(timeline_file).transpose()?;
     let driver = Driver::new()?;
-    let mut report = driver.run(&config, &config.workload)?;
+    let mut report = match file {
+        None => driver.run(&config, &config.workload)?,
+        Some(file) => {
+            let events = args.timeline_events.map_or(TIMELINE_EVENTS, |events| events as usize);
+            let (report, timeline) = driver.run_recorded(&config, &config.workload, events)?;
+            write_timeline(&timeline, file)?;
+            report
+        }
+    };
     if !args.no_floor && !driver.interrupted() {
         report.floor = limits::floor_of(&report);
     }
     json.write(&report, || table(&report))?;
     Ok(outcome(&[&report], driver.interrupted()))
+}
+
+/// Opened before the run, so that a bad path costs nobody a measurement.
+fn timeline_file(path: &Path) -> Result<(File, &Path), Failure> {
+    let file = File::create(path).map_err(|error| {
+        Failure::usage(format!("cannot write --timeline {}: {error}; name a file that you may write", path.display()))
+    })?;
+    Ok((file, path))
+}
+
+fn write_timeline(timeline: &Timeline, (file, path): (File, &Path)) -> Result<(), Failure> {
+    let mut out = BufWriter::new(file);
+    timeline
+        .write_chrome(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::cannot(format!("cannot write {}: {error}", path.display())))?;
+    let dropped = match timeline.dropped() {
+        0 => String::new(),
+        n => format!(", the latest ({} older ones: --timeline-events keeps more)", count(n)),
+    };
+    eprintln!(
+        "timeline: {} events of {} threads in {}{dropped}; open it in ui.perfetto.dev",
+        count(timeline.events() as u64),
+        timeline.threads(),
+        path.display()
+    );
+    Ok(())
 }
 
 /// The exit status, and on standard error what went wrong.

@@ -97,6 +97,8 @@ fn usage<V>(text: String) -> Result<V, RunError> {
 
 impl Checked {
     fn run(&self, config: &StressConfig, control: &Control) -> Result<StressReport, RunError> {
+        let (lock, delivery) = (config.lock.name(), config.delivery.name());
+        let _span = tracing::info_span!("run", workload = self.info.name, lock, delivery).entered();
         start_clock();
         #[cfg(feature = "races")]
         let _rules = crate::adversary::Rules::set(config.mutant, config.seed);

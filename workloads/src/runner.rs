@@ -75,15 +75,19 @@ pub(crate) fn drive<T: Target>(
         }
     }
     control.enter(Stage::SetUp);
+    let span = tracing::info_span!("set_up").entered();
     let shared = Arc::new(Shared::new(targets, plan));
     let work = workload::with_type(info, Make(&shared)).map_err(failure_at_set_up)?;
     let mut crew = Crew::hire(&shared, &work)?;
 
     let mut watch = Watch::new(&shared, control);
+    drop(span);
     let (began, measured) = if shared.phase() == Phase::WarmUp {
+        let span = tracing::info_span!("warm_up").entered();
         watch.start(Stage::WarmUp);
         crew.gate.wait(|| true);
         crew.watch_until(Some(shared.plan.warmup), &mut watch, patience);
+        drop(span);
         watch.start(Stage::Measure);
         (shared.clock.raw(), shared.begin_measuring())
     } else {
@@ -93,6 +97,7 @@ pub(crate) fn drive<T: Target>(
         (began, true)
     };
     watch.sampler = measured.then(|| watch.sampler());
+    let span = tracing::info_span!("measure").entered();
     let interrupted = control.stopped() || crew.watch_until(shared.plan.duration, &mut watch, patience);
     shared.stop();
     let slices = watch.sampler.take().map(|sampler| sampler.finish(watch.done()));
@@ -101,7 +106,9 @@ pub(crate) fn drive<T: Target>(
     let missing = crew.collect(if watch.stalled { patience / 6 } else { patience });
     let counters = Snapshot::take().since(&watch.before);
     let rcu_after = rcu::stats();
+    drop(span);
     control.enter(Stage::TearDown);
+    let _span = tracing::info_span!("tear_down").entered();
 
     let (mut violations, error) = crew.failures(&missing);
     if let (true, Some(error)) = (violations.is_empty(), error) {
