@@ -29,4 +29,4 @@ event=cycles
 # shellcheck disable=SC2086
 perf record -e "$event" -F 1999 --call-graph fp -o "$data" ${PERF_OPTIONS:-} -- \
   "${CARGO_TARGET_DIR:-target}/profiling/vmalab" stress "$@"
-echo "read it with: perf report -i $data --no-children" >&2
+echo "read it with: perf report -i $data --no-children ('vmalab profile' draws a flame graph; see docs/profiling.md)" >&2
