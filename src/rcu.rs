@@ -42,8 +42,12 @@
 //! # Deferred work
 //!
 //! [`defer`] queues on the calling mutator's slot. Once [`BATCH`] items wait, the
-//! mutator's next [`poll`] pushes the grace periods along and frees what is
-//! due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
+//! mutator's next [`poll`] stamps them, pushes the grace periods along and frees
+//! what is due; at [`BACKLOG_MAX`] `defer` waits. Sections never run any of it.
+//!
+//! Items are stamped by the hundred, not one by one: a stamp writes to `STARTED`,
+//! which every section of every address space reads. Until then operations of
+//! different address spaces touch nothing in common (`docs/conflicts.md`).
 
 use crate::membarrier;
 use crate::sync::plain::AtomicUsize;
@@ -89,7 +93,8 @@ impl ThreadWords {
 pub struct Domain {
     index: usize,
     /// Grace periods started. Begins at 1, so that 0 is never a section's number.
-    started: AtomicU64,
+    /// Read by every section, so apart from what grace periods write below.
+    started: CachePadded<AtomicU64>,
     /// Grace periods finished; at most `started`.
     completed: AtomicU64,
     /// Sections of threads without a slot, by phase.
@@ -161,7 +166,7 @@ impl Domain {
     const fn new(index: usize) -> Domain {
         Domain {
             index,
-            started: AtomicU64::new(1),
+            started: CachePadded::new(AtomicU64::new(1)),
             completed: AtomicU64::new(1),
             shared: array![AtomicU64::new(0); 2],
             phase: AtomicU64::new(0),
@@ -343,6 +348,7 @@ pub fn synchronize() {
 
 /// Something to do after a grace period of [`READERS`].
 struct Deferred {
+    /// What it waits for, or [`UNSTAMPED`].
     stamp: u64,
     object: *mut (),
     reclaim: unsafe fn(*mut ()),
@@ -351,8 +357,12 @@ struct Deferred {
 // SAFETY: `defer`'s caller promises that `reclaim(object)` may run on any thread.
 unsafe impl Send for Deferred {}
 
+/// No grace period gets there: the item waits to be stamped.
+const UNSTAMPED: u64 = u64::MAX;
+
 /// Deferred items of one slot.
 struct Queue {
+    /// Oldest first; those that are unstamped come last.
     items: Mutex<VecDeque<Deferred>>,
     /// How many, for [`poll`], which has no need of the lock to see that they are few.
     len: AtomicUsize,
@@ -374,8 +384,22 @@ impl Queue {
         result
     }
 
+    /// Stamps what is unstamped. All of it was unlinked before: by this thread,
+    /// or by one that has given the queue's mutex on since.
+    fn stamp(&self) {
+        self.with(stamp_all);
+    }
+
     fn backlog(&self) -> usize {
         self.len.load(Ordering::Relaxed)
+    }
+}
+
+/// See [`Queue::stamp`].
+fn stamp_all(items: &mut VecDeque<Deferred>) {
+    if items.back().is_some_and(|last| last.stamp == UNSTAMPED) {
+        let stamp = READERS.stamp();
+        items.iter_mut().rev().take_while(|item| item.stamp == UNSTAMPED).for_each(|item| item.stamp = stamp);
     }
 }
 
@@ -409,12 +433,12 @@ pub unsafe fn defer(object: *mut (), reclaim: unsafe fn(*mut ())) {
 /// As [`defer`], for each object.
 pub unsafe fn defer_all(objects: impl Iterator<Item = *mut ()>, reclaim: unsafe fn(*mut ())) {
     let queue = my_queue();
-    let stamp = READERS.stamp();
     let backlog = aside(|| {
-        queue.with(|items| items.extend(objects.map(|object| Deferred { stamp, object, reclaim })));
+        queue.with(|items| items.extend(objects.map(|object| Deferred { stamp: UNSTAMPED, object, reclaim })));
         queue.backlog()
     });
     if backlog >= BACKLOG_MAX {
+        queue.stamp();
         READERS.synchronize();
         run_due(queue);
     }
@@ -437,8 +461,14 @@ pub fn poll() {
 #[cold]
 fn reclaim_due(queue: &Queue) {
     // Aim at the older half: with a grace period in progress the newest items
-    // would need a second one.
-    let middle = queue.with(|items| items.get(items.len() / 2).map_or(0, |deferred| deferred.stamp));
+    // would need a second one. And stamp half a queue at least.
+    let middle = queue.with(|items| {
+        let middle = items.len() / 2;
+        if items.get(middle).is_some_and(|item| item.stamp == UNSTAMPED) {
+            stamp_all(items);
+        }
+        items.get(middle).map_or(0, |item| item.stamp)
+    });
     if !READERS.is_over(middle) {
         READERS.push(middle);
     }
@@ -469,6 +499,7 @@ fn run_due(queue: &Queue) -> usize {
 /// Waits for a grace period and runs everything deferred before this call,
 /// on every thread's behalf (`rcu_barrier`).
 pub fn barrier() {
+    QUEUES.iter().for_each(|queue| queue.stamp());
     READERS.synchronize();
     for queue in QUEUES.iter() {
         run_due(queue);

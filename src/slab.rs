@@ -74,6 +74,8 @@ pub struct Slab<T: 'static> {
 // thread to thread, which needs T: Send; readers share them, which needs Sync.
 unsafe impl<T: Send + Sync> Sync for Slab<T> {}
 
+/// In cache lines of its own, like what `CachePadded` holds.
+#[repr(align(128))]
 struct Magazine<T> {
     len: usize,
     objects: [*mut T; MAGAZINE],
@@ -177,6 +179,8 @@ impl<T> Slab<T> {
                     return None;
                 }
                 magazine.len -= 1;
+                track::written(&raw const magazine.len);
+                track::read(&raw const magazine.objects[magazine.len]);
                 NonNull::new(magazine.objects[magazine.len])
             }
             None => self.alloc_one(),
@@ -214,7 +218,9 @@ impl<T> Slab<T> {
                     self.drain(magazine);
                 }
                 magazine.objects[magazine.len] = object.as_ptr();
+                track::written(&raw const magazine.objects[magazine.len]);
                 magazine.len += 1;
+                track::written(&raw const magazine.len);
             }
             None => self.give_to_depot(&[object.as_ptr()]),
         }
@@ -238,6 +244,7 @@ impl<T> Slab<T> {
             return Some(magazine);
         }
         let magazine = Box::into_raw(Box::new(Magazine { len: 0, objects: [ptr::null_mut(); MAGAZINE] }));
+        track::objects(magazine, 1);
         cell.store(magazine, Ordering::Relaxed);
         #[cfg(any(loom, shuttle))]
         self.magazines_made.lock().expect("magazines").push(MagazinePtr(magazine));
@@ -247,6 +254,7 @@ impl<T> Slab<T> {
     #[cold]
     fn refill(&'static self, magazine: &mut Magazine<T>) {
         magazine.len = aside(|| self.take_from_depot(&mut magazine.objects[..MAGAZINE / 2]));
+        track::written(magazine);
     }
 
     /// Gives the older half of a full magazine to the depot.
@@ -255,6 +263,7 @@ impl<T> Slab<T> {
         aside(|| self.give_to_depot(&magazine.objects[..MAGAZINE / 2]));
         magazine.objects.copy_within(MAGAZINE / 2.., 0);
         magazine.len = MAGAZINE / 2;
+        track::written(magazine);
     }
 
     fn page_of(object: *mut T) -> NonNull<PageHead> {
@@ -289,6 +298,7 @@ impl<T> Slab<T> {
             };
             // SAFETY: pages in the depot are live, and we hold its mutex.
             let head = unsafe { &mut *page.as_ptr() };
+            track::written(head);
             if head.free == Self::PER_PAGE {
                 depot.empty -= 1;
             }
@@ -318,6 +328,7 @@ impl<T> Slab<T> {
                 let (page, slot) = (Self::page_of(*object), Self::slot_of(*object));
                 // SAFETY: the object's page is live, and we hold the mutex.
                 let head = unsafe { &mut *page.as_ptr() };
+                track::written(head);
                 let (word, bit) = (slot / 64, 1u64 << (slot % 64));
                 assert_eq!(head.bitmap[word] & bit, 0, "object freed twice");
                 head.bitmap[word] |= bit;
@@ -363,6 +374,9 @@ impl<T> Slab<T> {
         // SAFETY: the head lies at the page's start, before the first slot.
         unsafe { page.write(PageHead { position: usize::MAX, free: Self::PER_PAGE, bitmap }) };
         self.pages.fetch_add(1, Ordering::Relaxed);
+        track::objects(page.as_ptr(), 1);
+        // SAFETY: as above.
+        track::objects(unsafe { page.as_ptr().byte_add(Self::FIRST) }.cast::<T>(), Self::PER_PAGE);
         track::born(page.as_ptr());
         #[cfg(any(loom, shuttle))]
         self.kept.lock().expect("kept pages").push(PagePtr(page));

@@ -14,7 +14,7 @@
 
 use crate::stats::ThreadStats;
 use crate::sync::{
-    AtomicBool, AtomicUsize, CachePadded, MODEL, Ordering, array, aside, const_fn, statics, thread_locals,
+    AtomicBool, AtomicUsize, CachePadded, MODEL, Ordering, array, aside, const_fn, statics, thread_locals, track,
 };
 use std::cell::Cell;
 use std::ptr;
@@ -131,6 +131,7 @@ fn take_slot() -> bool {
                 return false;
             }
             CURRENT.with(|current| current.set(slot));
+            track::objects(slot, 1);
             return true;
         }
     }

@@ -90,6 +90,28 @@ called inside a checkout of vmalab. docs/races.md tells every race.
 Exit status: 0 the mutant was caught, or the complete code passed; 1 not so;
 2 bad usage; 3 this machine, user or build cannot do it; 130 interrupted.";
 
+const CONFLICTS_EXAMPLES: &str = "\
+Examples:
+  vmalab conflicts
+      every pair of operations under every lock: how many lines they share
+  vmalab conflicts fault-write mmap --lock rcu
+      which lines, and who touches them where in the source
+  vmalab conflicts page-fault --threads 4
+      the same for the threads of a workload
+  vmalab conflicts page-fault --model 1..256
+      throughput with so many cores, as the lines and locks bound it
+
+Operations: fault-read, fault-write, fault-first (the first store to a VMA),
+mmap, munmap, mprotect, mremap, dontneed, maps. Each of a pair has a thread and
+a VMA of its own, in one address space and in two.
+
+Recording has a build of its own, which cargo makes when this is called inside
+a checkout of vmalab. docs/conflicts.md tells how to read it, what cannot be
+seen, and what the model assumes.
+
+Exit status: 0 done; 2 bad usage; 3 this machine, user or build cannot do it;
+130 interrupted.";
+
 const CONFORM_EXAMPLES: &str = "\
 Examples:
   vmalab conform
@@ -140,6 +162,10 @@ pub enum Command {
     /// of a fault
     #[command(after_help = PROFILE_EXAMPLES)]
     Profile(ProfileArgs),
+    /// Show the cache lines that operations share with a write, and predict
+    /// throughput on many cores
+    #[command(after_help = CONFLICTS_EXAMPLES)]
+    Conflicts(ConflictsArgs),
     /// Make the same random calls on vmalab and on the host kernel, and compare
     /// after each
     #[command(after_help = CONFORM_EXAMPLES)]
@@ -289,6 +315,76 @@ pub struct ProfileArgs {
     /// Samples a second of each CPU
     #[arg(long, value_name = "HZ", allow_negative_numbers = true, default_value_t = 1999, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub frequency: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct ConflictsArgs {
+    /// A workload, or two operations [default: every pair of operations; with
+    /// '--model' the workload page-fault]
+    #[arg(value_name = "WORKLOAD|OP OP", num_args = 0..=2)]
+    pub what: Vec<String>,
+    /// Lock schemes ('vmalab list locks') [default: all; of two operations and
+    /// of a workload the lines are told for typesafe]
+    #[arg(long, visible_alias = "lock", value_name = "A,B", value_delimiter = ',')]
+    pub locks: Vec<String>,
+    /// Predict throughput with so many cores, from the lines shared and the
+    /// price of a contended line, and compare with 1 and 2 threads here
+    #[arg(long, value_name = "FROM..TO", value_parser = parse_cores)]
+    pub model: Option<Cores>,
+    /// Price of a contended line, ns, for the model [default: measured here]
+    #[arg(long, value_name = "NS", allow_negative_numbers = true, value_parser = parse_line_ns, requires = "model")]
+    pub line_ns: Option<f64>,
+    /// Time of each of the model's measurements; the best of 5 counts
+    /// [default: 200ms]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero, requires = "model")]
+    pub duration: Option<Duration>,
+    /// Repetitions of each pair, half of them in the other order
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub repetitions: u32,
+    /// Calls and accesses of a workload to record
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub ops: u64,
+    /// Threads of a workload that fault
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
+    /// Threads that map and unmap meanwhile [default: the workload's own]
+    #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub mutators: Option<u32>,
+    /// Address spaces that a workload's threads are spread over
+    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub address_spaces: u32,
+    /// Seed of the choices
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result as JSON to FILE; '-' prints it in place of the tables
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+}
+
+/// Numbers of cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cores {
+    /// The first.
+    pub from: u32,
+    /// The last.
+    pub to: u32,
+}
+
+/// `1..256`, both included, or one number.
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    /// More than any machine has; the model's work grows with it.
+    const MOST: u32 = 4096;
+    let number = |text: &str| text.trim().parse::<u32>().ok().filter(|n| (1..=MOST).contains(n));
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    match (number(from), number(to.trim_start_matches('='))) {
+        (Some(from), Some(to)) if from <= to => Ok(Cores { from, to }),
+        _ => Err(format!("FROM..TO is wanted, cores from 1 to {MOST}, for example 1..256")),
+    }
+}
+
+fn parse_line_ns(text: &str) -> Result<f64, String> {
+    let ns: f64 = text.parse().map_err(|_| "nanoseconds are wanted, for example 60".to_owned())?;
+    if ns > 0.0 && ns < 1e6 { Ok(ns) } else { Err("between 0 and 1000000 ns is wanted".to_owned()) }
 }
 
 #[derive(Args, Debug)]

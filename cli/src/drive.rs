@@ -35,6 +35,11 @@ impl Driver {
         self.interrupt.came()
     }
 
+    /// What catches Ctrl-C.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
     /// One run. `label` begins the progress line.
     pub fn run(&self, config: &StressConfig, label: &str) -> Result<StressReport, Failure> {
         self.watch(config, label, |control| vmalab_workloads::run(config, control))

@@ -8,7 +8,9 @@
 
 mod args;
 mod calibrate;
+mod checkout;
 mod compare;
+mod conflicts;
 mod conform;
 mod doctor;
 mod drive;
@@ -70,6 +72,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Stress(args) => stress::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Profile(args) => profile::run(args),
+        Command::Conflicts(args) => conflicts::run(args),
         Command::Conform(args) => conform::run(args),
         Command::Race(args) => race::run(args),
         Command::RaceChild(args) => race::child(args),

@@ -123,7 +123,8 @@ fn check_native(workload: &str) -> Result<(), Failure> {
     Err(Failure::usage(format!("'{workload}' cannot run natively; these can: {}", names.join(", "))))
 }
 
-fn lock(name: &str) -> Result<Lock, Failure> {
+/// The lock of that name.
+pub fn lock(name: &str) -> Result<Lock, Failure> {
     if let Ok(lock) = name.parse() {
         return Ok(lock);
     }

@@ -5,6 +5,7 @@
 //! for the others.
 
 use crate::args::{ExecutorArg, RaceArgs, RaceChildArgs};
+use crate::checkout::Build;
 use crate::failure::{Failure, status};
 use crate::interrupt::Interrupt;
 use crate::names::unknown;
@@ -17,7 +18,6 @@ use std::process::Command;
 use vmalab_races::process::{Job, Run};
 use vmalab_races::{Bounds, CATALOGUE, Executor, Lock, Race};
 
-mod build;
 mod report;
 
 /// The hidden command that [`child`] serves.
@@ -123,10 +123,20 @@ fn check_build(args: &RaceArgs, job: &Job) -> Result<(), Failure> {
 /// What is started for each run, with its first arguments. `None`: interrupted.
 fn program(executor: Executor, interrupt: &Interrupt) -> Result<Option<(PathBuf, Option<&'static str>)>, Failure> {
     if executor != Executor::Faults {
-        return Ok(build::model(executor, interrupt)?.map(|program| (program, None)));
+        return Ok(model(executor).make(interrupt)?.map(|built| (built.program, None)));
     }
     let this = std::env::current_exe().map_err(|e| Failure::cannot(format!("cannot find this program's file: {e}")))?;
     Ok(Some((this, Some(CHILD))))
+}
+
+/// The build of a model.
+fn model(executor: Executor) -> Build {
+    Build {
+        what: format!("'--executor {executor}'"),
+        script: "scripts/models.sh",
+        argument: executor.name(),
+        program: format!("target/{executor}/release/race-child"),
+    }
 }
 
 /// One run; `None` if Ctrl-C came.

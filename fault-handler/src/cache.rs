@@ -46,10 +46,11 @@ use crate::uffd::UffdError;
 use nix::errno::Errno;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use vmalab::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::file::{FilePage, Inode};
 use vmalab::mmu::{Installed, Mmu, MmuError, PageBuf};
+use vmalab::sync::plain::AtomicU64;
 
 const LOCK: u64 = 1;
 const DIRTY: u64 = 2;

@@ -35,7 +35,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,7 +43,7 @@ use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::fault::{Access, Outcome, Signal};
 use vmalab::rcu;
-use vmalab::sync::{futex_wait, futex_wake};
+use vmalab::sync::{AtomicU32, futex_wait, futex_wake};
 use vmalab::trace::{self, Event as TraceEvent};
 
 /// Messages that one read may fetch: few, so that handler threads share them.

@@ -12,7 +12,7 @@
 
 use super::core::MmCore;
 use crate::lock::LockScheme;
-use crate::sync::{AtomicPtr, AtomicUsize, Ordering, statics};
+use crate::sync::{AtomicPtr, AtomicUsize, Ordering, statics, track};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
@@ -160,6 +160,7 @@ impl<S: LockScheme> MmOwner<S> {
     pub(super) fn new() -> MmOwner<S> {
         reap();
         let mm = NonNull::from(Box::leak(Box::new(MmCore::new())));
+        track::objects(mm.as_ptr(), 1);
         let owner = MmOwner(mm);
         owner.count.mm.store(mm.as_ptr().cast(), Ordering::Relaxed);
         owner

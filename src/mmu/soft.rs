@@ -15,11 +15,12 @@ use super::{AccessOp, Content, Installed, Mmu, MmuError, PageAccess, PageBuf, Tr
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use crate::fault::Signal;
 use crate::file::{FilePage, Inode, MemoryStore, Store};
-use crate::sync::plain::AtomicU64;
 use crate::sync::{AtomicU32, Backoff, Ordering, spin_loop};
 use nix::errno::Errno;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+// Contents are the program's memory, not the mm's: no executor looks at them, and no record.
+use std::sync::atomic::AtomicU64;
 
 /// First address of a software address space, unless another is asked for.
 pub const BASE: VirtAddr = VirtAddr(0x10_0000_0000);

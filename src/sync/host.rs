@@ -1,14 +1,16 @@
 //! The machine's own primitives: real threads, real futexes.
 
-#[cfg(tsan)]
+#[cfg(feature = "conflicts")]
+pub use super::record::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex};
+#[cfg(all(tsan, not(feature = "conflicts")))]
 pub use super::tsan::Mutex;
 pub use crossbeam::utils::Backoff;
 pub use std::hint::spin_loop;
-#[cfg(not(tsan))]
+#[cfg(not(any(tsan, feature = "conflicts")))]
 pub use std::sync::Mutex;
-pub use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, compiler_fence, fence,
-};
+#[cfg(not(feature = "conflicts"))]
+pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+pub use std::sync::atomic::{compiler_fence, fence};
 pub use std::thread;
 
 /// Sleeps until `word` is woken, if it still holds `expected`. Returns at

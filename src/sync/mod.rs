@@ -16,6 +16,9 @@
 //!
 //! [`plain`] holds atomics that no executor looks at: statistics, and fields
 //! that are settled by the mmap lock alone.
+//!
+//! The usual build with the feature `conflicts` notes what a thread accesses
+//! (`record.rs`, for `vmalab conflicts`); `plain` as well.
 
 #[cfg(not(any(loom, shuttle)))]
 mod host;
@@ -32,6 +35,8 @@ use shuttle as back_end;
 #[cfg(any(loom, shuttle))]
 mod model;
 
+#[cfg(feature = "conflicts")]
+pub mod record;
 pub mod track;
 #[cfg(tsan)]
 mod tsan;
@@ -72,7 +77,9 @@ mod aside_nothing {
 
 /// Atomics of the machine in every build, for what is not part of a protocol.
 pub mod plain {
-    pub use std::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-    };
+    #[cfg(feature = "conflicts")]
+    pub use super::record::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+    pub use std::sync::atomic::{AtomicU16, Ordering};
+    #[cfg(not(feature = "conflicts"))]
+    pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 }

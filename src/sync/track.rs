@@ -6,6 +6,9 @@
 //! that does not see a node's contents for certain is reported. In the usual
 //! build these are empty functions; what debug builds and the feature `races`
 //! check there is poison.
+//!
+//! With the feature `conflicts` the same places tell which plain memory an
+//! operation touches (`record.rs`).
 
 #[cfg(any(loom, shuttle))]
 pub use checked::{born, died, used};
@@ -13,9 +16,12 @@ pub use checked::{born, died, used};
 /// `object` has been written and is about to be known to others.
 #[cfg(not(any(loom, shuttle)))]
 #[inline(always)]
-pub fn born<T>(_object: *const T) {}
+#[cfg_attr(feature = "conflicts", track_caller)]
+pub fn born<T>(object: *const T) {
+    written(object);
+}
 
-/// `object` is looked at.
+/// `object` is looked at. (What of it: [`read`].)
 ///
 /// # Panics
 /// In a model build: if it has been given back, or is not certain to be seen.
@@ -30,6 +36,29 @@ pub fn used<T>(_object: *const T) {}
 #[cfg(not(any(loom, shuttle)))]
 #[inline(always)]
 pub fn died<T>(_object: *const T) {}
+
+/// Plain memory is read, by an operation that may be recorded.
+#[inline(always)]
+#[cfg_attr(feature = "conflicts", track_caller)]
+pub fn read<T>(_part: *const T) {
+    #[cfg(feature = "conflicts")]
+    super::record::read(_part);
+}
+
+/// Plain memory is written, by an operation that may be recorded.
+#[inline(always)]
+#[cfg_attr(feature = "conflicts", track_caller)]
+pub fn written<T>(_part: *const T) {
+    #[cfg(feature = "conflicts")]
+    super::record::written(_part);
+}
+
+/// `count` objects lie at `first` from now on, and are called so in records.
+#[inline(always)]
+pub fn objects<T>(_first: *const T, _count: usize) {
+    #[cfg(feature = "conflicts")]
+    super::record::objects(_first, _count);
+}
 
 #[cfg(any(loom, shuttle))]
 mod checked {

@@ -93,6 +93,9 @@ unsafe impl Send for Node {}
 // SAFETY: as above.
 unsafe impl Sync for Node {}
 
+/// The head of a node and the starts of a leaf.
+type Front = [u8; 24 + size_of::<[usize; LEAF_MAX]>()];
+
 const _: () = assert!(size_of::<Node>() == 512 && size_of::<Leaf>() == size_of::<Inner>());
 
 /// One child as its parent describes it.
@@ -164,6 +167,8 @@ impl Node {
     pub(super) fn entry(&self, i: usize) -> Entry<()> {
         debug_assert!(i < self.len());
         let leaf = self.leaf();
+        track::read(&raw const leaf.ends[i]);
+        track::read(&raw const leaf.ptrs[i]);
         Entry {
             range: PageRange::new(VirtAddr(leaf.starts[i]), VirtAddr(leaf.ends[i])),
             ptr: NonNull::new(leaf.ptrs[i]).expect("a used slot has a pointer"),
@@ -304,10 +309,13 @@ impl<'t> NodeRef<'t> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "conflicts", track_caller)]
     pub(super) fn get(self) -> &'t Node {
         // SAFETY: live and unwritten during 't, by the invariant.
         let node = unsafe { self.ptr.as_ref() };
         track::used(self.ptr.as_ptr());
+        // What a search compares; the starts begin both bodies.
+        track::read(self.ptr.as_ptr().cast::<Front>());
         if races::POISON && node.magic != MAGIC {
             races::violation(races::Oracle::O6, "a tree node was used after it was freed");
         }
@@ -316,8 +324,10 @@ impl<'t> NodeRef<'t> {
 
     /// Child `i`, `i < len`.
     #[inline]
+    #[cfg_attr(feature = "conflicts", track_caller)]
     pub(super) fn child(self, i: usize) -> NodeRef<'t> {
         debug_assert!(i < self.len());
+        track::read(&raw const self.get().inner().children[i]);
         // SAFETY: `i < len <= INNER_MAX`, and the first `len` children are not null.
         let child = unsafe { NonNull::new_unchecked(*self.get().inner().children.get_unchecked(i)) };
         // INVARIANT: a child lives as long as its parent.
@@ -333,6 +343,7 @@ impl<'t> NodeRef<'t> {
 impl Deref for NodeRef<'_> {
     type Target = Node;
     #[inline]
+    #[cfg_attr(feature = "conflicts", track_caller)]
     fn deref(&self) -> &Node {
         self.get()
     }
@@ -341,8 +352,10 @@ impl Deref for NodeRef<'_> {
 /// A node of its own: a copy of `from`, changed by `change`. Nobody else knows
 /// it before it is published. Mutators only.
 #[inline]
+#[cfg_attr(feature = "conflicts", track_caller)]
 pub(super) fn store(from: &Node, change: impl FnOnce(&mut Node)) -> NonNull<Node> {
     let ptr = alloc_node();
+    track::read(from);
     // SAFETY: fresh memory for one node, which nobody else knows.
     let node = unsafe {
         ptr.copy_from_nonoverlapping(NonNull::from(from), 1);

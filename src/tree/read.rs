@@ -4,6 +4,7 @@
 use super::node::{NodeRef, rank};
 use super::{Entry, gap};
 use crate::addr::{PageRange, VirtAddr};
+use crate::sync::track;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -60,6 +61,7 @@ impl<'g, T> Snapshot<'g, T> {
     #[inline]
     pub fn lookup(&self, addr: VirtAddr) -> Option<NonNull<T>> {
         let (leaf, i) = self.find(addr)?;
+        track::read(&raw const leaf.leaf().ptrs[i]);
         NonNull::new(leaf.leaf().ptrs[i].cast())
     }
 
@@ -81,6 +83,7 @@ impl<'g, T> Snapshot<'g, T> {
         }
         let leaf = node.get().leaf();
         let i = rank(&leaf.starts, addr);
+        track::read(&raw const leaf.ends[i]);
         (leaf.starts[i] <= addr && addr < leaf.ends[i]).then_some((node, i))
     }
 

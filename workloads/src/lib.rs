@@ -33,8 +33,12 @@ pub use report::{
     HostCallsReport, MmapLockReport, PhaseReport, RcuReport, SlabReport, StressReport, VerifyReport, Violation,
     VmaLockReport,
 };
+#[cfg(feature = "conflicts")]
+pub use run::record_accesses;
 pub use run::{run, run_recorded};
 pub use slices::{Slice, SlicesReport};
+#[cfg(feature = "conflicts")]
+pub use target::recorded::Operation;
 pub use trace::timeline::{TIMELINE_EVENTS, Timeline};
 pub use workload::{WorkloadInfo, find, list};
 

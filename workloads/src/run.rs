@@ -12,6 +12,8 @@ use crate::runner::{self, Driven};
 use crate::shared::Plan;
 use crate::target::faults::Faults;
 use crate::target::native::Native;
+#[cfg(feature = "conflicts")]
+use crate::target::recorded::{Operation, Recorded, Tape};
 use crate::target::soft::Soft;
 use crate::target::{SlabUse, Target};
 use crate::trace::{self, timeline, timeline::Timeline};
@@ -72,6 +74,25 @@ pub fn run_recorded(
 pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one workload in software delivery and returns what the core touched in
+/// its first `most` calls and accesses, in about the order in which they ended.
+/// The run ends when it has them. `--delivery` and `--verify` have no say.
+///
+/// # Errors
+/// As [`run`]; a violation too.
+#[cfg(feature = "conflicts")]
+pub fn record_accesses(config: &StressConfig, most: usize) -> Result<Vec<Operation>, RunError> {
+    let config = StressConfig { delivery: Delivery::Software, verify: false, ..config.clone() };
+    let checked = Checked::of(&config)?;
+    vmalab::mmap_lock::set_rwsem(config.rwsem.of_core());
+    match config.lock {
+        Lock::Mmap => checked.recorded::<MmapOnly>(most),
+        Lock::Rcu => checked.recorded::<Rcu>(most),
+        Lock::TypeSafe => checked.recorded::<TypeSafe>(most),
+        Lock::RefCount => checked.recorded::<RefCount>(most),
+    }
 }
 
 /// Gives the core a clock, for waits.
@@ -211,6 +232,28 @@ impl Checked {
                 let spaces = faults(Some(config.handlers as usize))?;
                 self.launch::<S, _>(config, spaces, pager, control)
             }
+        }
+    }
+
+    #[cfg(feature = "conflicts")]
+    fn recorded<S: LockScheme>(&self, most: usize) -> Result<Vec<Operation>, RunError> {
+        let (tape, control) = (Tape::new(most), Control::new());
+        let space = |_| Ok(Recorded::new(Soft::<S>::new(self.region_bytes, AnyPager::Zero)?, &tape));
+        let spaces: Result<Vec<_>, RunError> = (0..self.plan.address_spaces).map(space).collect();
+        let spaces = spaces?;
+        let driven = std::thread::scope(|scope| {
+            let run = scope.spawn(|| self.drive(spaces, &control));
+            while !run.is_finished() {
+                if tape.is_full() {
+                    control.stop();
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        match driven.violations.first() {
+            Some(violation) => Err(RunError::Internal(violation.message.clone())),
+            None => Ok(tape.take()),
         }
     }
 

@@ -4,6 +4,7 @@
 //! * [`soft::Soft`]: vmalab over the software `Mmu`; an access is a direct call.
 //! * [`faults::Faults`]: vmalab over userfaultfd; an access is a real one.
 //! * [`native::Native`]: the host's own address space.
+//! * `recorded::Recorded` (feature `conflicts`): `Soft`, recorded.
 //! * `adverse::Adverse` (feature `races`): one of the above under the adversary.
 //! * `fake::Fake` (tests): a correct model in memory, and wrong ones.
 
@@ -13,6 +14,8 @@ pub(crate) mod adverse;
 pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod native;
+#[cfg(feature = "conflicts")]
+pub(crate) mod recorded;
 #[cfg(test)]
 pub(crate) mod sabotaged;
 pub(crate) mod soft;
