@@ -79,7 +79,7 @@ mod aside_nothing {
 pub mod plain {
     #[cfg(feature = "conflicts")]
     pub use super::record::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
-    pub use std::sync::atomic::{AtomicU16, Ordering};
     #[cfg(not(feature = "conflicts"))]
     pub use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+    pub use std::sync::atomic::{AtomicU16, Ordering};
 }
