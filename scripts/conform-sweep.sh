@@ -54,18 +54,21 @@ one() {
       rm -f "$report.text"
       ;;
     1) printf 'DIVERGE seed %-4d %-9s %-7s %5d s: %s\n' "$seed" "$lock" "$delivery" $((SECONDS - started)) "$(tail -n 1 "$report.text")" ;;
+    130) ;;
     *) printf 'FAILED  seed %-4d %-9s %-7s exit %d: %s\n' "$seed" "$lock" "$delivery" "$status" "$(tail -n 1 "$report.text")" ;;
   esac
   return "$status"
 }
 
+# On Ctrl-C the runs get the signal, too; otherwise they are told.
 interrupted=0
-trap 'interrupted=1' INT TERM
+trap 'interrupted=1; for job in $(jobs -p); do pkill -TERM -P "$job" || :; done' INT TERM
 running=0 runs=0 diverged=0 failed=0
 # Waits for a run to end.
 reap() {
   local status=0
   wait -n || status=$?
+  ((interrupted)) && return
   running=$((running - 1))
   case $status in
     0) ;;
@@ -76,16 +79,20 @@ reap() {
 for ((seed = first; seed < first + seeds; seed++)); do
   for lock in ${LOCKS:-mmap rcu typesafe refcount}; do
     for delivery in ${DELIVERIES:-sigbus queue}; do
-      ((interrupted)) && break 3
       ((running < jobs)) || reap
+      ((interrupted)) && break 3
       one "$delivery" "$lock" "$seed" &
       running=$((running + 1)) runs=$((runs + 1))
     done
   done
 done
-while ((running > 0)); do reap; done
+while ((running > 0 && !interrupted)); do reap; done
+if ((interrupted)); then
+  wait
+  echo "interrupted; the same command goes on from here" >&2
+  exit 130
+fi
 echo "$runs runs of $ops calls on build $build: $((runs - diverged - failed)) ok, $diverged diverged, $failed failed"
-((interrupted)) && exit 130
 ((diverged)) && exit 1
 ((failed)) && exit 3
 exit 0
