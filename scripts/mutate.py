@@ -5,6 +5,7 @@ All mutations (see mutations.py) are made at once, in a scratch copy of the tree
 each behind a switch. So every test is built once:
 
   tests      the core's tests, with debug assertions
+  conform    the same calls on vmalab and on the host kernel, compared
   models     exhaustive loom models of the parts (src/**/models.rs), two preemptions
   scheduled  the race catalogue's scripts on real faults: the complete code must pass
   loom       the race catalogue under loom
@@ -46,9 +47,13 @@ DOC = ROOT / "docs/mutation.md"
 SCRATCH = ROOT / "target/mutate"
 TREE = SCRATCH / "tree"
 
+# Seconds of a test that is run for all mutations before any longer one is.
+SHORT = 0.5
+
 # Kind -> what is built, and whether for loom.
 BUILDS = {
     "tests": (["test", "-p", "vmalab", "--lib", "--test", "no_alloc", "--test", "real_faults"], False),
+    "conform": (["test", "-p", "vmalab-conform", "--test", "conform", "--test", "scenarios"], False),
     "models": (["test", "--release", "-p", "vmalab", "--lib"], True),
     "scheduled": (["build", "--release", "-p", "vmalab-races", "--features", "races", "--bin", "race-child"], False),
     "loom": (["build", "--release", "-p", "vmalab-races", "--bin", "race-child"], True),
@@ -177,6 +182,10 @@ def make_tree(mutations):
 def settle(mutations):
     """Makes the tree, and finds those that do not compile, inline or at all."""
     by_id = {m.id: m for m in mutations}
+    kept = SCRATCH / "forms.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    for mutation in mutations:
+        mutation.form = known.get(str(mutation.key), mutation.form)
     for kind in BUILDS:
         began = time.monotonic()
         while True:
@@ -196,6 +205,8 @@ def settle(mutations):
                 sys.exit("\n".join(error["rendered"] for error in errors))
             for mutation in (by_id[number] for number in blamed):
                 mutation.form = "arm" if mutation.form == "inline" and mutation.body else "none"
+                known[str(mutation.key)] = mutation.form
+    kept.write_text(json.dumps(known))
 
 
 def collect(options):
@@ -214,7 +225,7 @@ def collect(options):
             names = [line[: -len(": test")] for line in listing.splitlines() if line.endswith(": test")]
             for name in names:
                 args = [binary, "--exact", name, "--nocapture"]
-                if kind == "tests":
+                if kind in ("tests", "conform"):
                     tests.append(Test(kind, name, args, {"RUST_TEST_THREADS": "1"}))
                 elif "models" in name:
                     tests.append(Test("models", name, args, {"LOOM_MAX_PREEMPTIONS": "2"}))
@@ -273,25 +284,24 @@ class Result:
     """What came of a mutation."""
 
     mutation: object
-    result: str
+    result: str = ""
     by: str = ""
     seconds: float = 0.0
     tests: int = 0
 
 
-def judge(mutation, tests, options):
-    """Puts the mutation in force in one test after the other."""
-    if mutation.form == "none":
-        return Result(mutation, "does not compile")
-    began = time.monotonic()
+def judge(result, tests):
+    """Puts the mutation in force in one of these tests after the other, until one fails."""
+    mutation, began = result.mutation, time.monotonic()
     reaching = [t for t in tests if mutation.id in t.reached and (t.is_model or not mutation.is_ordering)]
-    for n, test in enumerate(sorted(reaching, key=lambda test: test.seconds), 1):
-        timeout = 4 * test.seconds + (20 if test.is_model else 10)
+    for test in sorted(reaching, key=lambda test: test.seconds):
+        timeout = 4 * test.seconds + (20 if test.is_model else 5)
         said = test.complaint(mutation.id, timeout)
+        result.tests += 1
         if said and (test.is_model or test.complaint(mutation.id, timeout)):
-            return Result(mutation, "killed", f"{test}: {said}", round(time.monotonic() - began, 1), n)
-    by = "" if reaching else "no test reaches it"
-    return Result(mutation, "SURVIVED", by, round(time.monotonic() - began, 1), len(reaching))
+            result.result, result.by = "killed", f"{test}: {said}"
+            break
+    result.seconds = round(result.seconds + time.monotonic() - began, 1)
 
 
 def explained():
@@ -311,7 +321,7 @@ def explained():
 
 def table(done):
     """Totals by file, as in docs/mutation.md."""
-    kinds = ["tests", "models", "scheduled", "loom", "deep"]
+    kinds = ["tests", "conform", "models", "scheduled", "loom", "deep"]
     lines = ["| file | mutations | " + " | ".join(kinds) + " | explained | survived | do not compile |"]
     lines.append("|---|" + "---|" * (len(kinds) + 4))
     for file in [*SOURCES, ""]:
@@ -358,7 +368,7 @@ def main():
         # Lines move; the same text in the same function is the same mutation.
         killed = {tuple(r["key"]): r for r in json.loads(Path(options.known).read_text()) if r["result"] == "killed"}
         for m in [m for m in mutations if m.key in killed]:
-            done.append(Result(m, "killed", killed[m.key]["by"], 0.0, 0))
+            done.append(Result(m, "killed", killed[m.key]["by"]))
             mutations.remove(m)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     settle(every)
@@ -368,22 +378,38 @@ def main():
     printing = threading.Lock()
     total = len(done) + len(mutations)
 
-    def one(mutation):
+    def one(result, tests, last):
         if options.limit and time.monotonic() - began > options.limit:
             return
-        result = judge(mutation, tests, options)
-        if result.result == "SURVIVED" and mutation.key in reasons:
-            result.result = "explained"
+        if result.mutation.form == "none":
+            result.result = "does not compile"
+        else:
+            judge(result, tests)
+        if last and not result.result:
+            result.result = "explained" if result.mutation.key in reasons else "SURVIVED"
+            result.by = "" if result.tests else "no test reaches it"
+        if not result.result:
+            return
         with printing:
             done.append(result)
-            print(f"{len(done):4}/{total}  {result.result:16} {result.seconds:6.1f} s  {mutation}", flush=True)
+            print(f"{len(done):4}/{total}  {result.result:16} {result.seconds:6.1f} s  {result.mutation}", flush=True)
             if result.by:
                 print(f"{'':37}{result.by}", flush=True)
             if options.json:
                 save(options.json, done)
 
+    # First the short tests for all of them, and what is explained last: most news
+    # come soon. A sample is taken one by one.
+    results = [Result(mutation) for mutation in sorted(mutations, key=lambda m: m.key in reasons)]
+    short = [test for test in tests if test.seconds <= SHORT]
+    rounds = [tests] if options.limit else [short, [test for test in tests if test.seconds > SHORT]]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, mutations))
+        for chosen in rounds:
+            left = [result for result in results if not result.result]
+            list(pool.map(lambda result: one(result, chosen, chosen is rounds[-1]), left))
+            if chosen is not rounds[-1]:
+                alive = [r for r in results if not r.result]
+                print(f"{len(alive)} live on after the short tests:", *(f"  {r.mutation}" for r in alive), sep="\n", flush=True)
     print(f"\n{table(done)}\n\n{len(done)} of {total} mutations in {time.monotonic() - began:.0f} s")
     survived = [r for r in done if r.result == "SURVIVED"]
     for result in survived:

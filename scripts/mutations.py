@@ -4,7 +4,7 @@ copy of a source that holds all of its mutations, each behind a switch.
 A mutation is an ordering weakened, a condition turned off or a wait ended at once,
 a call left out, two steps exchanged, or memory given back too early. Nothing is
 mutated in tests, in code that only builds with mutants or models have, in
-assertions, and in conditions that report a violation of an oracle: they are not
+assertions, in trace points, and in conditions that report a violation of an oracle: they are not
 steps of a protocol.
 
 In the schemata an ordering becomes `crate::mutated::ordering(7, Acquire, Relaxed)`,
@@ -43,8 +43,8 @@ SOURCES = {
     "src/slab.rs": ("give_to_depot release_page take_from_depot", "give_to_depot"),
     "src/thread.rs": ("*", "drop announce"),
     "src/mm/core.rs": (
-        "mmap_write wake_vma_writer end_write_all commit downgrade drop exit_mmap",
-        "mmap_write wake_vma_writer prepare commit downgrade",
+        "mmap_write wake_vma_writer end_write_all commit_from downgrade drop exit_mmap",
+        "mmap_write wake_vma_writer prepare_in commit_from downgrade",
     ),
     "src/mm/count.rs": ("put reap drop grab", "put reap drop"),
     "src/mm/munmap.rs": (
@@ -188,7 +188,7 @@ def excluded(code):
             while code[end:].lstrip().startswith("#["):
                 end = closing(code, code.index("[", end))
             spans.append((match.start(), statement_end(code, end)))
-    for match in re.finditer(r"\b(?:debug_)?assert(?:_eq|_ne)?!\s*\(", code):
+    for match in re.finditer(r"\b(?:(?:debug_)?assert(?:_eq|_ne)?|trace)!\s*\(", code):
         spans.append((match.start(), closing(code, match.end() - 1)))
     for match in re.finditer(r"\bif (!?)mutant\(", code):
         brace = code.index("{", match.start())
@@ -311,7 +311,7 @@ def derive(path):
         # An oracle; a matter of sizes and spinning; a switch for a mutant.
         if re.search(r"\bviolation\(", body) or re.search(r"races::|\bMODEL\b|\bspins\b|\bknob\(", condition):
             continue
-        if re.match(r"!?mutant\([^)]*\)$|mutant\(|wait$|drain$", condition):
+        if re.match(r"!?mutant\([^)]*\)$|mutant\(|wait$|drain$|.* && mutant\(", condition):
             continue
         shown = one_line(f"{match.group(1)} {condition}")
         add("turned off", at, i, "false ", shown=shown, at=match.start())

@@ -112,3 +112,55 @@ mod asymmetric {
         }
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicU32, CachePadded};
+    use std::time::{Duration, Instant};
+
+    /// Each side stores its word and then looks at the other's: one of the two must
+    /// see the other's store. Without the heavy barrier the reader's may still be in
+    /// its processor's store buffer; to see that takes two processors at once.
+    #[test]
+    fn one_side_sees_the_other() {
+        heavy();
+        let [go, mine, other, saw] = [(); 4].map(|()| CachePadded::new(AtomicU32::new(0)));
+        let wait = |arrived: &dyn Fn() -> bool| {
+            for spins in 1.. {
+                if arrived() {
+                    return;
+                }
+                if spins % 1000 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        };
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1.. {
+                    wait(&|| go.load(Ordering::Acquire) >= round);
+                    if go.load(Ordering::Acquire) == u32::MAX {
+                        return;
+                    }
+                    other.store(round, Ordering::Relaxed);
+                    light();
+                    let seen = mine.load(Ordering::Relaxed) == round;
+                    saw.store(round << 1 | u32::from(seen), Ordering::Release);
+                }
+            });
+            let mut missed = 0;
+            for round in (1..100_000).take_while(|_| began.elapsed() < Duration::from_secs(2)) {
+                go.store(round, Ordering::Release);
+                // A little later, or much: whatever it takes to meet.
+                (0..round % 256).for_each(|i| _ = std::hint::black_box(i));
+                mine.store(round, Ordering::Relaxed);
+                heavy();
+                let seen = other.load(Ordering::Relaxed) == round;
+                wait(&|| saw.load(Ordering::Acquire) >> 1 == round);
+                missed += u32::from(!seen && saw.load(Ordering::Acquire) & 1 == 0);
+            }
+            go.store(u32::MAX, Ordering::Release);
+            assert_eq!(missed, 0);
+        });
+    }
+}

@@ -232,11 +232,8 @@ impl Domain {
     }
 
     /// Moves the grace period in progress as far as it will go without
-    /// waiting. Returns whether none is in progress any more.
+    /// waiting. Returns whether it is over.
     fn advance(&self, progress: &mut Progress) -> bool {
-        if progress.target == 0 {
-            return true;
-        }
         for slot in thread::all().skip(progress.slots_seen) {
             // Acquire: pairs with the Release in `ReadGuard::drop`, and in `enter`.
             let word = slot.rcu.word[self.index].load(Ordering::Acquire);
@@ -617,6 +614,24 @@ mod tests {
         assert_eq!(RECLAIMED.load(Ordering::Relaxed), 50_000);
         // SAFETY: the last object, never retired.
         unsafe { poison(shared.load(Ordering::Relaxed).cast()) };
+    }
+
+    /// No reader is in the way for long: what a mutator has deferred goes as it polls.
+    #[test]
+    fn polling_reclaims() {
+        static RECLAIMED: AtomicUsize = AtomicUsize::new(0);
+        unsafe fn count(_: *mut ()) {
+            RECLAIMED.fetch_add(1, Ordering::Relaxed);
+        }
+        for _ in 0..BATCH {
+            // SAFETY: nothing is reachable, and `count` may run anywhere.
+            unsafe { defer(std::ptr::null_mut(), count) };
+        }
+        let began = std::time::Instant::now();
+        while RECLAIMED.load(Ordering::Relaxed) < BATCH / 2 {
+            assert!(began.elapsed().as_secs() < 20, "{:?}", stats());
+            poll();
+        }
     }
 
     #[test]

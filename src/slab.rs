@@ -546,6 +546,24 @@ mod tests {
         rcu::barrier();
     }
 
+    /// Some empty pages stay, however often they are filled and fall empty.
+    #[test]
+    fn a_page_that_falls_empty_is_kept_for_the_next_time() {
+        slab!(SLAB, MADE, PageReturn::AtOnce);
+        // With those in the magazine on no more than these pages.
+        let objects = EMPTY_PAGES_KEPT * SLAB.stats().objects_per_page - MAGAZINE;
+        let mut made = 0;
+        for round in 0..10 {
+            let held: Vec<_> = (0..objects).map(|_| SLAB.alloc().unwrap()).collect();
+            // SAFETY: ours; freed once.
+            held.into_iter().for_each(|object| unsafe { SLAB.free(object) });
+            if round == 0 {
+                made = MADE.load(Ordering::Relaxed);
+            }
+        }
+        assert_eq!(MADE.load(Ordering::Relaxed), made);
+    }
+
     #[test]
     fn threads_trade_objects_without_sharing_one() {
         slab!(SLAB, MADE, PageReturn::AfterGracePeriod);

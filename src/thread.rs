@@ -169,4 +169,25 @@ mod tests {
         });
         assert_ne!(mine, other.join().unwrap());
     }
+
+    /// A thread-local destructor that runs after the slot was given back may free
+    /// something, and so announce its thread again: it gets no slot, and keeps none.
+    #[test]
+    fn a_thread_that_is_being_torn_down_keeps_no_slot() {
+        struct Last;
+        impl Drop for Last {
+            fn drop(&mut self) {
+                TOLD.fetch_add(1 + usize::from(announce()), Ordering::Relaxed);
+            }
+        }
+        std::thread_local! {
+            static LAST: Last = const { Last };
+        }
+        static TOLD: crate::sync::AtomicUsize = crate::sync::AtomicUsize::new(0);
+        for _ in 0..2 * SLOTS {
+            // Made first, so dropped after the lease.
+            std::thread::spawn(|| LAST.with(|_| assert!(announce()))).join().unwrap();
+        }
+        assert_eq!(TOLD.load(Ordering::Relaxed), 2 * SLOTS, "announced while being torn down");
+    }
 }

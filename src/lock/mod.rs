@@ -21,6 +21,8 @@ mod mmap;
 pub(crate) mod models;
 mod rcu;
 mod refcount;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
 mod typesafe;
 
 pub use mmap::MmapOnly;

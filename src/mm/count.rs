@@ -238,4 +238,19 @@ mod tests {
         drop(pin);
         reap();
     }
+
+    /// Waits until no address space waits to be freed: other tests' come and go.
+    fn freed() {
+        let began = std::time::Instant::now();
+        while !DEAD.load(Ordering::Relaxed).is_null() {
+            assert!(began.elapsed().as_secs() < 20, "nobody frees what is dead");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn who_drops_an_address_space_frees_it() {
+        drop(MmOwner::<TypeSafe>::new());
+        freed();
+    }
 }

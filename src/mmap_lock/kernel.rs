@@ -457,3 +457,97 @@ impl Kernel {
         self.count.load(Ordering::Relaxed) == 0
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn list(first: *const Waiter) -> Vec<*const Waiter> {
+        // SAFETY: the tests' waiters outlive their queues.
+        std::iter::successors(Some(first), |waiter| Some(unsafe { waiter.as_ref() }?.next.get()))
+            .take_while(|waiter| !waiter.is_null())
+            .collect()
+    }
+
+    #[test]
+    fn readers_leave_the_queue_and_the_rest_keep_their_order() {
+        let waiters = [Kind::Read, Kind::Write, Kind::Read, Kind::Read].map(Waiter::new);
+        let [a, b, c, d] = waiters.each_ref().map(ptr::from_ref);
+        let mut queue = Queue::EMPTY;
+        waiters.iter().for_each(|waiter| queue.push(waiter));
+        assert_eq!(list(queue.first), [a, b, c, d]);
+        let (readers, taken) = queue.take_readers(2);
+        assert_eq!((list(readers), taken), (vec![a, c], 2), "no more than asked for");
+        assert_eq!(list(queue.first), [b, d]);
+        queue.push(&waiters[0]);
+        assert_eq!(list(queue.first), [b, d, a], "behind the last");
+        queue.pop();
+        queue.pop();
+        queue.pop();
+        assert!(queue.is_empty());
+        queue.push(&waiters[1]);
+        assert_eq!(list(queue.first), [b]);
+    }
+
+    /// One that has waited long enough for the hand-off, or has just come.
+    fn waiter(kind: Kind, tries: u32) -> Waiter {
+        Waiter { since: None, tries: Cell::new(tries), ..Waiter::new(kind) }
+    }
+
+    /// A lock in this state, with this one in the queue.
+    fn lock(count: u64, waiter: &Waiter) -> Kernel {
+        let lock = Kernel::new();
+        lock.count.store(count, Ordering::Relaxed);
+        lock.lock_queue().push(waiter);
+        lock
+    }
+
+    fn state(lock: &Kernel, waiter: &Waiter) -> (u64, u32) {
+        (lock.count.load(Ordering::Relaxed), waiter.woken.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn a_reader_that_steals_lets_the_queue_in() {
+        let first = waiter(Kind::Read, 0);
+        let lock = lock(WAITERS, &first);
+        lock.lock_read();
+        assert_eq!(state(&lock, &first), (2 * READER, 1));
+    }
+
+    #[test]
+    fn a_downgrade_lets_the_queue_in() {
+        let first = waiter(Kind::Read, 0);
+        let lock = lock(WRITER | WAITERS, &first);
+        lock.downgrade();
+        assert_eq!(state(&lock, &first), (2 * READER, 1));
+    }
+
+    #[test]
+    fn a_writer_is_not_told_by_a_reader_that_holds_the_lock() {
+        let first = waiter(Kind::Write, 0);
+        let lock = lock(READER | WAITERS, &first);
+        lock.wake(Whom::ReadersOfHolder);
+        assert_eq!(state(&lock, &first), (READER | WAITERS, 0));
+    }
+
+    /// A writer came first: the reader stays in the queue, and asks for the
+    /// hand-off once it is overdue.
+    #[test]
+    fn a_reader_that_came_too_late_asks_for_the_hand_off_in_time() {
+        for (tries, asked) in [(0, 0), (HANDOFF_TRIES, HANDOFF)] {
+            let first = waiter(Kind::Read, tries);
+            let lock = lock(WRITER | WAITERS, &first);
+            lock.wake(Whom::Any);
+            assert_eq!(state(&lock, &first), (WRITER | WAITERS | asked, 0));
+            assert_eq!(first.tries.get(), tries + 1);
+        }
+    }
+
+    #[test]
+    fn the_hand_off_ends_when_the_lock_is_given() {
+        let first = waiter(Kind::Read, HANDOFF_TRIES);
+        let lock = lock(WAITERS | HANDOFF, &first);
+        lock.wake(Whom::Any);
+        assert_eq!(state(&lock, &first), (READER, 1));
+    }
+}

@@ -19,6 +19,7 @@ macro_rules! tests {
 
 tests! {
     excludes_and_balances of futex Futex, kernel Kernel, std Std, parking_lot ParkingLot;
+    a_lock_is_had_at_the_first_try_or_not of futex Futex, kernel Kernel, std Std, parking_lot ParkingLot;
     overlapping_readers_do_not_starve_a_writer of futex Futex, kernel Kernel, std Std, parking_lot ParkingLot;
     // std's can: its writers go first.
     a_busy_writer_does_not_starve_a_reader of futex Futex, kernel Kernel, parking_lot ParkingLot;
@@ -55,6 +56,19 @@ fn excludes_and_balances(rwsem: Rwsem) {
     }
     assert_eq!(lock.1[0].load(Ordering::Relaxed), 20_000);
     assert!(lock.0.is_idle());
+}
+
+fn a_lock_is_had_at_the_first_try_or_not(rwsem: Rwsem) {
+    let lock = MmapLock::of(rwsem);
+    let first = lock.try_read().expect("a free lock");
+    let second = lock.try_read().expect("readers do not exclude each other");
+    assert!(!lock.try_lock_write());
+    drop((first, second));
+    assert!(lock.try_lock_write());
+    let writer = WriteGuard { lock: &lock, _not_send: PhantomData };
+    assert!(lock.try_read().is_none() && !lock.try_lock_write());
+    drop(writer);
+    assert!(lock.is_idle());
 }
 
 /// Readers that always overlap: without the waiting-writer rule no writer

@@ -48,6 +48,29 @@ impl World {
     }
 }
 
+/// A grace period that another mutator begins may have begun before the root was
+/// stored: the nodes that fell out are stamped after that.
+#[test]
+fn nodes_are_retired_when_they_are_unlinked() {
+    explore("tree: a publication, a reader, another's grace period", Some(2), || {
+        rcu::stats();
+        let world = Arc::new(World::new());
+        world.publish(0);
+        let reader = {
+            let world = world.clone();
+            spawn(move || {
+                crate::thread::announce();
+                world.look();
+            })
+        };
+        let other = spawn(rcu::synchronize);
+        world.publish(1);
+        assert_ne!(rcu::stats().backlog, 0, "what fell out waits for its readers");
+        rcu::poll();
+        join([reader, other]);
+    });
+}
+
 /// Needs the root's Release and Acquire: loom's [`track`](crate::sync::track)
 /// knows when each node was written and given back.
 #[test]

@@ -85,6 +85,8 @@ fn the_list_of_the_dead() {
 fn a_foreign_mm_ends() {
     explore("refcount: a foreign mm ends", Some(3), || {
         let (a, b) = (Arc::new(MmOwner::<RefCount>::new()), MmOwner::<RefCount>::new());
+        // (Models keep the memory.)
+        let count = NonNull::from(&b.count);
         replace(&a, 1, true);
         let found = a.mmap_read().snapshot().lookup(page(1)).expect("mapped");
         let reader = {
@@ -100,5 +102,7 @@ fn a_foreign_mm_ends() {
         drop(b);
         join([reader]);
         reap();
+        // SAFETY: kept until the model ends.
+        assert!(unsafe { count.as_ref() }.is_dead(), "O4: never freed");
     });
 }

@@ -1,7 +1,7 @@
 //! What each call does and refuses, one by one (kernel lineage §4.1-4.3, 4.8-4.10).
 
 use super::*;
-use crate::mm::STACK_GUARD_PAGES;
+use crate::mm::{Limits, STACK_GUARD_PAGES};
 use nix::errno::Errno;
 
 for_each_scheme!(
@@ -17,6 +17,7 @@ for_each_scheme!(
     accounting_decides_about_merges,
     anon_vma_decides_about_merges,
     map_count_limits,
+    the_limit_of_all_mappings,
     signals,
     contents_live_and_die_with_the_mapping,
     a_first_store_is_noticed,
@@ -228,6 +229,17 @@ fn map_count_limits<S: LockScheme>() {
     assert_eq!(one(17), Err(Errno::ENOMEM), "even one that would merge");
     mm.munmap(page(10), PAGE_SIZE).unwrap();
     mm.mprotect(page(1), 7 * PAGE_SIZE, Prot::READ).unwrap();
+    mm.validate();
+}
+
+/// RLIMIT_AS.
+fn the_limit_of_all_mappings<S: LockScheme>() {
+    let mm = soft::<S>(64);
+    mm.set_limits(Limits { address_space: 8 * PAGE_SIZE as u64, ..mm.limits() });
+    mm.mmap(page(0), 8 * PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(mm.mmap(page(8), PAGE_SIZE, RW, FIXED), Err(Errno::ENOMEM));
+    mm.mmap(page(4), 4 * PAGE_SIZE, Prot::READ, FIXED).expect("no more than it replaces");
+    assert_eq!(listing(&mm), [(0, 4, 3), (4, 8, 1)]);
     mm.validate();
 }
 
