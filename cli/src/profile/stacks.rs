@@ -137,6 +137,7 @@ vmalab-fault/0 13690
         assert_eq!(stacks.samples[0].function(), "mfill_atomic_copy");
         let folded = stacks.folded();
         let mut lines = folded.lines();
+        assert_eq!(lines.next(), Some("fault;[other];[unknown] 1"));
         assert_eq!(
             lines.next(),
             Some(
@@ -144,7 +145,6 @@ vmalab-fault/0 13690
                  <vmalab_fault_handler::mmu::UffdMmu as vmalab::mmu::Mmu>::install;__GI___ioctl;mfill_atomic_copy_[k] 1"
             )
         );
-        assert_eq!(lines.next(), Some("fault;[other];[unknown] 1"));
         assert_eq!(lines.next(), Some("vmalab-fault;[other];123foo::bar 1"));
     }
 }
