@@ -183,7 +183,7 @@ mod tests {
         std::thread_local! {
             static LAST: Last = const { Last };
         }
-        static TOLD: crate::sync::AtomicUsize = crate::sync::AtomicUsize::new(0);
+        static TOLD: AtomicUsize = AtomicUsize::new(0);
         for _ in 0..2 * SLOTS {
             // Made first, so dropped after the lease.
             std::thread::spawn(|| LAST.with(|_| assert!(announce()))).join().unwrap();
