@@ -24,7 +24,7 @@
 //! | `signal` | the signal handler around that ioctl |
 //! | `queue` | the handler thread around it |
 //! | `foreign` | how busy others kept the machine |
-//! | [`bench`] | the floors that a benchmark wants to run itself, beside what it measures |
+//! | [`mod@bench`] | the floors that a benchmark wants to run itself, beside what it measures |
 //! | `lookup` | vmalab's tree: the one floor that is our own |
 
 mod bare;
