@@ -222,26 +222,28 @@ const PAGES: usize = 512;
 /// Faults in different VMAs, one for each thread.
 fn soft_faults<S: LockScheme>(threads: usize, mm: &Arc<Soft<S>>) -> Work<'static> {
     let mm = mm.clone();
-    Crew::new(threads, move |worker| {
-        let mm = mm.clone();
-        let range = PageRange::sized(nth(1_000) + 2 * worker * PAGES * PAGE_SIZE, PAGES * PAGE_SIZE);
-        mm.mmap(range.start().get(), range.bytes(), RW, FIXED).unwrap();
-        move |faults| {
-            let (mut took, mut left) = (Duration::ZERO, faults as usize);
-            while left > 0 {
-                let now = left.min(PAGES);
-                let begin = Instant::now();
-                for page in range.iter_pages().take(now) {
-                    mm.serve_fault(page, Access { write: true, present: false });
-                }
-                took += begin.elapsed();
-                mm.mmu().zap(range);
-                left -= now;
+    Crew::new(threads, move |worker| soft_faulting(&mm, worker)).work()
+}
+
+/// One thread's part of it.
+fn soft_faulting<S: LockScheme>(mm: &Arc<Soft<S>>, worker: usize) -> impl FnMut(u64) -> Duration + use<S> {
+    let mm = mm.clone();
+    let range = PageRange::sized(nth(1_000) + 2 * worker * PAGES * PAGE_SIZE, PAGES * PAGE_SIZE);
+    mm.mmap(range.start().get(), range.bytes(), RW, FIXED).unwrap();
+    move |faults| {
+        let (mut took, mut left) = (Duration::ZERO, faults as usize);
+        while left > 0 {
+            let now = left.min(PAGES);
+            let begin = Instant::now();
+            for page in range.iter_pages().take(now) {
+                mm.serve_fault(page, Access { write: true, present: false });
             }
-            took
+            took += begin.elapsed();
+            mm.mmu().zap(range);
+            left -= now;
         }
-    })
-    .work()
+        took
+    }
 }
 
 fn software(rows: &mut Rows) {
@@ -256,6 +258,37 @@ fn software(rows: &mut Rows) {
         rows.values(&name, "times one thread's work", goal, "serve_fault over SoftMmu", |rounds| {
             let faults = 40 * PAGES as u64;
             let mut ratio = || 2.0 * one(faults).as_secs_f64() / two(faults).as_secs_f64();
+            ratio();
+            (0..rounds).map(|_| ratio()).collect()
+        });
+    }
+    // What two threads can do here that share nothing at all: CPUs may be two halves of one core.
+    let arithmetic = |threads| {
+        Crew::new(threads, |worker| {
+            let mut x = worker as u64 + 1;
+            let mut step =
+                repeat(move || x = black_box(x ^ x << 13).rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            move |n| step(n)
+        })
+        .work()
+    };
+    let name = "arithmetic, two threads that share nothing";
+    if rows.wants(name) {
+        let (mut one, mut two) = (arithmetic(1), arithmetic(2));
+        rows.values(name, "times one thread's work", Goal::None, "registers only", |rounds| {
+            let mut ratio = || 2.0 * one(1 << 20).as_secs_f64() / two(1 << 20).as_secs_f64();
+            ratio();
+            (0..rounds).map(|_| ratio()).collect()
+        });
+    }
+    let name = "software faults in two address spaces, two threads/typesafe";
+    if rows.wants(name) {
+        let spaces = [0, 1].map(|_| Arc::new(with_vmas::<TypeSafe>(1_000)));
+        let mut one = soft_faults(1, &spaces[0]);
+        let mut apart = Crew::new(2, move |worker| soft_faulting(&spaces[worker], worker)).work();
+        rows.values(name, "times one thread's work", Goal::None, "serve_fault over a SoftMmu for each", |rounds| {
+            let faults = 40 * PAGES as u64;
+            let mut ratio = || 2.0 * one(faults).as_secs_f64() / apart(faults).as_secs_f64();
             ratio();
             (0..rounds).map(|_| ratio()).collect()
         });

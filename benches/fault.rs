@@ -19,7 +19,7 @@ use vmalab::mmu::Mmu;
 use vmalab::stats::{Counter, Snapshot};
 use vmalab_fault_handler::AddressSpace;
 use vmalab_fault_handler::access::{load_u64, store_u64};
-use vmalab_limits::bench::{BareFaults, Install, NativeFaults, Touch, bare_handler};
+use vmalab_limits::bench::{BareFaults, BareMemory, Install, NativeFaults, Touch, bare_handler};
 
 /// Pages of one pass: they are made absent again, untimed.
 const PAGES: usize = 512;
@@ -29,10 +29,21 @@ const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 /// The floor: threads that fault, each in memory of its own, and a handler that does one ioctl.
 fn bare(threads: usize, install: Install, touch: Touch) -> Work<'static> {
-    let mut crew = Crew::new(threads, move |_| {
-        let mut faults = BareFaults::new(install, touch).expect("a userfaultfd");
-        move |n| faults.run(n).expect("the floor")
-    });
+    let make = move |_| BareMemory::new(1, install).expect("a userfaultfd").faults(0, touch);
+    with_handler(Crew::new(threads, move |worker| faulting(make(worker))))
+}
+
+/// The same with one mapping of the host's for all threads, as an address space has.
+fn bare_together(threads: usize, install: Install, touch: Touch) -> Work<'static> {
+    let memory = BareMemory::new(threads, install).expect("a userfaultfd");
+    with_handler(Crew::new(threads, move |worker| faulting(memory.faults(worker, touch))))
+}
+
+fn faulting(mut faults: BareFaults) -> impl FnMut(u64) -> Duration {
+    move |n| faults.run(n).expect("the floor")
+}
+
+fn with_handler(mut crew: Crew) -> Work<'static> {
     Box::new(move |n| {
         let _handler = bare_handler().expect("SIGBUS is ours");
         crew.run(n)
@@ -97,6 +108,19 @@ fn faults(rows: &mut Rows) {
         };
         row("write", Install::Copy, Touch::Store, Goal::AtMost(1.03));
         row("read", Install::ZeroPage, Touch::Load, Goal::AtMost(1.04));
+    }
+    // How much of that is the host's: two threads share its mapping and its userfaultfd.
+    for (what, install, touch) in [("write", Install::Copy, Touch::Store), ("read", Install::ZeroPage, Touch::Load)] {
+        let together = || ("bare, one host mapping for both", bare_together(2, install, touch));
+        let apart = ("bare, a host mapping for each", bare(2, install, touch));
+        rows.beside(&format!("bare {what} fault, 2 threads in one host mapping"), Goal::None, together(), apart);
+        let ours = ("typesafe", whole(2, &typesafe, touch, 0));
+        rows.beside(
+            &format!("whole {what} fault, 2 threads/typesafe, against one host mapping"),
+            Goal::None,
+            ours,
+            together(),
+        );
     }
     let name = "two threads' faults in different VMAs, scaling against the floor's";
     if rows.wants(name) {

@@ -19,12 +19,12 @@ MARK = "<!-- Below this line the text is written by hand. -->"
 
 # Headings, and the rows under each: by the beginning of their names.
 SECTIONS = [
-    ("A whole fault, against the bare mechanism", ["whole write", "whole read", "two threads' faults"]),
+    ("A whole fault, against the bare mechanism", ["whole write", "whole read", "bare ", "two threads' faults"]),
     ("The first touch of a mapping in order, against the host's own", ["first touch"]),
     ("Looking a VMA up", ["lookup"]),
     ("Locks", ["rcu section", "read-lock"]),
     ("Changing the address space", ["tree update", "mmap + munmap of", "mmap + munmap in", "host calls"]),
-    ("Without hardware", ["software faults", "fault without"]),
+    ("Without hardware", ["arithmetic", "software faults", "fault without"]),
     ("Latency under change", ["p99"]),
     ("Memory", ["memory"]),
 ]

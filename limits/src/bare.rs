@@ -157,9 +157,14 @@ pub struct Bare {
 impl Bare {
     /// `pages`: installed by one ioctl.
     pub fn new(install: Install, pages: usize, notify: Notify) -> Result<Bare, Reason> {
+        Bare::for_threads(1, install, pages, notify)
+    }
+
+    /// Memory for several threads, under one userfaultfd.
+    pub fn for_threads(threads: usize, install: Install, pages: usize, notify: Notify) -> Result<Bare, Reason> {
         assert!(pages.is_power_of_two() && PAGES.is_multiple_of(pages));
         // One batch more, which a pass leaves alone: see the queue's end.
-        let all = PAGES + pages;
+        let all = threads * PAGES + pages;
         let needed = if install == Install::Continue { u64::from(raw::UFFD_FEATURE_MINOR_SHMEM) } else { 0 }
             | if install == Install::Move { feature::MOVE } else { 0 }
             | if notify == Notify::Signal { feature::SIGBUS } else { 0 };
@@ -214,9 +219,14 @@ impl Bare {
     /// Makes everything that a pass touched absent again, and what it moved
     /// present where it came from.
     pub fn reset(&self) -> Result<(), Reason> {
-        self.memory.drop_pages(0, PAGES)?;
+        self.reset_from(0)
+    }
+
+    /// The same for the pass that begins at page `first`.
+    pub fn reset_from(&self, first: usize) -> Result<(), Reason> {
+        self.memory.drop_pages(first, PAGES)?;
         if let (Install::Move, Some(source)) = (self.job.install, &self.source) {
-            (0..PAGES).for_each(|page| source.touch(page, Touch::Store));
+            (first..first + PAGES).for_each(|page| source.touch(page, Touch::Store));
         }
         Ok(())
     }

@@ -5,9 +5,11 @@
 use crate::Reason;
 pub use crate::Touch;
 pub use crate::bare::Install;
+use crate::bare::{Bare, Notify};
 use crate::calls::PAGES;
 use crate::memory::Memory;
-use crate::signal::{self, Served};
+use crate::signal::{self, Shared};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// While it lives, faults on [`BareFaults`] are served, and no others: SIGBUS
@@ -24,17 +26,31 @@ pub fn bare_handler() -> Result<BareHandler, Reason> {
     Ok(BareHandler { _installed: signal::install(libc::SIGBUS)? })
 }
 
-/// Faults of one thread on memory of its own, each served by one ioctl in the
-/// signal handler. Made and used on that thread.
-pub struct BareFaults(Served);
+/// Memory in which threads fault, each served by one ioctl in the signal handler.
+pub struct BareMemory {
+    bare: Arc<Bare>,
+}
 
-impl BareFaults {
+impl BareMemory {
+    /// For so many threads, under one userfaultfd and in one mapping of the host's.
+    ///
     /// # Errors
     /// [`Reason`]: what this machine or user lacks.
-    pub fn new(install: Install, touch: Touch) -> Result<BareFaults, Reason> {
-        Served::new(install, touch, 1).map(BareFaults)
+    pub fn new(threads: usize, install: Install) -> Result<BareMemory, Reason> {
+        Ok(BareMemory { bare: Arc::new(Bare::for_threads(threads, install, 1, Notify::Signal)?) })
     }
 
+    /// The part of thread `worker`, below the number of threads; to be called
+    /// and used on that thread.
+    pub fn faults(&self, worker: usize, touch: Touch) -> BareFaults {
+        BareFaults(Shared::new(Arc::clone(&self.bare), touch, worker))
+    }
+}
+
+/// Faults of one thread in its part of a [`BareMemory`].
+pub struct BareFaults(Shared);
+
+impl BareFaults {
     /// Touches so many missing pages; returns the time without what makes them
     /// missing again. A [`BareHandler`] must be there.
     ///

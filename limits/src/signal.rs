@@ -2,6 +2,7 @@
 //! the instruction, and returns.
 
 use crate::bare::{Bare, Install, Job, Notify};
+use crate::calls::PAGES;
 use crate::crew::{Probe, Samples};
 use crate::memory::Memory;
 use crate::{Reason, Touch};
@@ -9,6 +10,7 @@ use nix::errno::Errno;
 use std::arch::asm;
 use std::cell::Cell;
 use std::ptr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmalab::addr::PAGE_SIZE;
 
@@ -99,15 +101,37 @@ impl Served {
         MINE.set(Mine::Serve(&bare.job));
         Ok(Served { bare, touch })
     }
+}
 
-    /// Touches the first `pages` pages, each a fault of its own; returns how long that took.
+/// Faults of one thread in its part of memory that several threads share.
+pub struct Shared {
+    bare: Arc<Bare>,
+    touch: Touch,
+    first: usize,
+}
+
+impl Shared {
+    /// Thread number `worker`'s part of `bare`, which has one of [`PAGES`] for each.
+    pub fn new(bare: Arc<Bare>, touch: Touch, worker: usize) -> Shared {
+        MINE.set(Mine::Serve(&bare.job));
+        Shared { bare, touch, first: worker * PAGES }
+    }
+
+    /// Touches its first `pages` pages, each a fault of its own; returns how
+    /// long that took.
     pub fn touch_all(&mut self, pages: usize) -> Result<Duration, Reason> {
         let begin = Instant::now();
-        (0..pages).for_each(|page| self.bare.touch_batch(page, self.touch));
+        (self.first..self.first + pages).for_each(|page| self.bare.touch_batch(page, self.touch));
         let took = begin.elapsed();
         self.bare.job.check()?;
-        self.bare.reset()?;
+        self.bare.reset_from(self.first)?;
         Ok(took)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        MINE.set(Mine::Nothing);
     }
 }
 
