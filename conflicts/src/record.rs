@@ -50,7 +50,7 @@ fn pairs<S: LockScheme>(stage: &Stage<S>, lock: Lock, request: &PairsRequest) ->
 /// in one leaf of the tree, and two anywhere.
 fn places(repetition: u32, rng: &mut Xoshiro256PlusPlus) -> [usize; 2] {
     let first = rng.random_range(0..PLACES - 1);
-    if repetition / 2 % 2 == 0 {
+    if repetition & 2 == 0 {
         return [first, first + 1];
     }
     let second = (first + rng.random_range(1..PLACES)) % PLACES;
