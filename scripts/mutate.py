@@ -50,6 +50,8 @@ TREE = SCRATCH / "tree"
 # Seconds of a test that is run for all mutations before any longer one is.
 SHORT = 0.5
 
+KINDS = ["tests", "conform", "models", "scheduled", "loom", "deep"]
+
 # Kind -> what is built, and whether for loom.
 BUILDS = {
     "tests": (["test", "-p", "vmalab", "--lib", "--test", "no_alloc", "--test", "real_faults"], False),
@@ -179,14 +181,14 @@ def make_tree(mutations):
     write(TREE / "src/mutated.rs", (ROOT / "scripts/mutated.rs").read_bytes())
 
 
-def settle(mutations):
+def settle(mutations, kinds):
     """Makes the tree, and finds those that do not compile, inline or at all."""
     by_id = {m.id: m for m in mutations}
     kept = SCRATCH / "forms.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
     for mutation in mutations:
         mutation.form = known.get(str(mutation.key), mutation.form)
-    for kind in BUILDS:
+    for kind in kinds:
         began = time.monotonic()
         while True:
             make_tree(mutations)
@@ -209,10 +211,15 @@ def settle(mutations):
     kept.write_text(json.dumps(known))
 
 
+def kinds_built(kinds):
+    """What must be built for these kinds of tests."""
+    return [kind for kind in BUILDS if kind in kinds or (kind == "models" and "deep" in kinds)]
+
+
 def collect(options):
     """Every test, from what has been built."""
     tests = []
-    for kind in BUILDS:
+    for kind in kinds_built(options.kinds):
         _, messages = build(kind)
         binaries = {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
         for target, binary in binaries.items():
@@ -230,7 +237,7 @@ def collect(options):
                 elif "models" in name:
                     tests.append(Test("models", name, args, {"LOOM_MAX_PREEMPTIONS": "2"}))
                     tests.append(Test("deep", name, args, {}))
-    return [test for test in tests if re.search(options.tests, str(test))]
+    return [test for test in tests if test.kind in options.kinds and re.search(options.tests, str(test))]
 
 
 def catalogue(kind):
@@ -321,25 +328,32 @@ def explained():
 
 def table(done):
     """Totals by file, as in docs/mutation.md."""
-    kinds = ["tests", "conform", "models", "scheduled", "loom", "deep"]
-    lines = ["| file | mutations | " + " | ".join(kinds) + " | explained | survived | do not compile |"]
-    lines.append("|---|" + "---|" * (len(kinds) + 4))
+    lines = ["| file | mutations | " + " | ".join(KINDS) + " | explained | survived | do not compile |"]
+    lines.append("|---|" + "---|" * (len(KINDS) + 4))
     for file in [*SOURCES, ""]:
         here = [r for r in done if not file or r.mutation.file == file]
         by = Counter(r.by.split(":")[0] for r in here if r.result == "killed")
         results = Counter(r.result for r in here)
-        numbers = [len(here), *(by[kind] for kind in kinds)]
+        numbers = [len(here), *(by[kind] for kind in KINDS)]
         numbers += [results["explained"], results["SURVIVED"], results["does not compile"]]
         if here:
             lines.append(f"| {f'`{file}`' if file else 'all'} | " + " | ".join(map(str, numbers)) + " |")
     return "\n".join(lines)
 
 
+def kinds(text):
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(KINDS):
+        raise argparse.ArgumentTypeError(f"no such kind: {', '.join(unknown)}")
+    return chosen
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the mutations and stop")
     parser.add_argument("--only", metavar="REGEX", default="", help="only mutations whose line matches")
-    parser.add_argument("--tests", metavar="REGEX", default="", help="only tests whose 'kind: name' matches")
+    parser.add_argument("--kinds", metavar="KIND,..", default=",".join(KINDS), type=kinds, help="only tests of these kinds")
+    parser.add_argument("--tests", metavar="REGEX", default="", help="of those, only whose 'kind: name' matches")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="tests that run at once (2)")
     parser.add_argument("--timeout", type=float, default=240, metavar="S", help="for a test without a mutation (240)")
     parser.add_argument("--model-seconds", type=int, default=60, metavar="S", help="at most, for one model (60)")
@@ -371,7 +385,7 @@ def main():
             done.append(Result(m, "killed", killed[m.key]["by"]))
             mutations.remove(m)
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    settle(every)
+    settle(every, kinds_built(options.kinds))
     tests = collect(options)
     control(tests, options)
     began = time.monotonic()

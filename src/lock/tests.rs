@@ -5,6 +5,9 @@ use crate::addr::{PAGE_SIZE, PageRange};
 use crate::mm::{MapFlags, Mm, Prot};
 use crate::mmu::soft::SoftMmu;
 use crate::pager::ZeroPager;
+use nix::errno::Errno;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A fault that meets a write-locked VMA leaves its lock word alone.
 fn a_write_locked_vma_is_refused_early<S: LockScheme>() {
@@ -26,4 +29,25 @@ fn write_locked_vmas_are_refused_early() {
     a_write_locked_vma_is_refused_early::<Rcu>();
     a_write_locked_vma_is_refused_early::<TypeSafe>();
     a_write_locked_vma_is_refused_early::<RefCount>();
+}
+
+/// A fault that is busy in a VMA does not hold up a mutator that is told to give up.
+#[test]
+fn a_killed_writer_is_woken() {
+    let mm: Arc<Mm<RefCount, _, _>> = Arc::new(Mm::new(SoftMmu::new(16 * PAGE_SIZE).unwrap(), ZeroPager));
+    let addr = mm.mmap(0, PAGE_SIZE, Prot::READ, MapFlags::PRIVATE | MapFlags::ANONYMOUS).unwrap();
+    let vma = RefCount::lock_vma_under_rcu(mm.core(), addr).expect("nobody writes");
+    let kill = Arc::new(Kill::default());
+    let mutator = {
+        let (mm, kill) = (mm.clone(), kill.clone());
+        std::thread::spawn(move || mm.munmap_killable(addr.get(), PAGE_SIZE, &kill))
+    };
+    // Until it sleeps; should it not yet, it will see the flag.
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!mutator.is_finished(), "a reader holds the VMA");
+    mm.kill(&kill);
+    assert_eq!(mutator.join().unwrap(), Err(Errno::EINTR));
+    // SAFETY: locked above.
+    unsafe { RefCount::vma_end_read(vma) };
+    assert_eq!(mm.munmap(addr.get(), PAGE_SIZE), Ok(()));
 }

@@ -143,12 +143,22 @@ fn defers_elsewhere(world: &World) {
     poll();
 }
 
-/// A section that a grace period of another mutator must wait for, which this one
-/// then moves on: who begins a grace period and who sees a counter at zero are two.
-fn reads_and_helps(world: &World) {
+/// `defer`, and a grace period begun.
+fn begins(world: &World) {
+    // SAFETY: as above.
+    unsafe { defer(unlink(world, 0), reclaim) };
+    poll();
+}
+
+/// A section that another's grace period must wait for; then this thread ends the
+/// grace period, and reclaims.
+fn reads_and_ends(world: &World) {
     thread::announce();
     drop_after_look(world);
     READERS.push(2);
+    for queue in QUEUES.iter() {
+        run_due(queue);
+    }
 }
 
 fn synchronizes(world: &World) {
@@ -238,6 +248,6 @@ fn two_mutators() {
 /// must see what was unlinked before another thread's barrier.
 #[test]
 fn another_ends_what_one_began() {
-    let actors: &[Actor] = &[defers, reads_and_helps, reads_unannounced];
+    let actors: &[Actor] = &[reads_and_ends, begins, reads_unannounced];
     run("rcu: another ends the grace period, a reader without a slot", Some(2), actors);
 }
