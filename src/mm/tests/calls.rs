@@ -1,7 +1,7 @@
 //! What each call does and refuses, one by one (kernel lineage §4.1-4.3, 4.8-4.10).
 
 use super::*;
-use crate::mm::{Limits, STACK_GUARD_PAGES};
+use crate::mm::{Limits, RemapFlags, STACK_GUARD_PAGES};
 use nix::errno::Errno;
 
 for_each_scheme!(
@@ -22,6 +22,7 @@ for_each_scheme!(
     contents_live_and_die_with_the_mapping,
     a_first_store_is_noticed,
     incarnations_never_go_back,
+    what_was_touched_is_remembered,
     populate,
     listing_reads_like_proc,
     a_stack_grows,
@@ -230,6 +231,17 @@ fn map_count_limits<S: LockScheme>() {
     mm.munmap(page(10), PAGE_SIZE).unwrap();
     mm.mprotect(page(1), 7 * PAGE_SIZE, Prot::READ).unwrap();
     mm.validate();
+    // A move wants room for three more, though it needs one (`move_vma`).
+    let mm = soft::<S>(64);
+    mm.mmap(page(0), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.mmap(page(1), PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    let grow = |max| {
+        mm.set_max_map_count(max);
+        mm.mremap(page(0), PAGE_SIZE, 2 * PAGE_SIZE, RemapFlags::MAYMOVE, 0)
+    };
+    assert_eq!(grow(5), Err(Errno::ENOMEM));
+    assert_ne!(grow(6).unwrap(), VirtAddr(page(0)));
+    assert_eq!(mm.map_count(), 2);
 }
 
 /// RLIMIT_AS.
@@ -315,6 +327,44 @@ fn incarnations_never_go_back<S: LockScheme>() {
     mm.mprotect(page(3), PAGE_SIZE, Prot::READ).unwrap();
     assert_eq!(mm.map_count(), 1);
     assert!(stamp(&mm, page(3)).unwrap().incarnation >= new.incarnation);
+    // Nor when an object is used once more.
+    let mut last = new.incarnation;
+    for _ in 0..3 {
+        let next = mm.map(page(8), PAGE_SIZE, RW, FIXED).unwrap();
+        assert!(next.incarnation > last, "{} after {last}", next.incarnation);
+        last = next.incarnation;
+        mm.munmap(page(8), PAGE_SIZE).unwrap();
+    }
+}
+
+/// What the VMA there knows of its pages: whether one may be present.
+fn touched<S: LockScheme>(mm: &SoftMm<S>, addr: usize) -> bool {
+    let read = mm.core().mmap_read();
+    let entry = read.snapshot().entry_at(VirtAddr(addr)).unwrap();
+    read.vma(entry).is_touched()
+}
+
+/// A VMA knows whether it may have pages, whatever it was merged, split or made from.
+fn what_was_touched_is_remembered<S: LockScheme>() {
+    for stored in [2, 4] {
+        let mm = soft::<S>(16);
+        for (n, prot) in [(2, RW), (3, Prot::READ), (4, RW)] {
+            mm.mmap(page(n), PAGE_SIZE, prot, FIXED).unwrap();
+        }
+        store(&mm, page(stored) + VALUE, 42).unwrap();
+        for n in [2, 3, 4] {
+            assert_eq!(touched(&mm, page(n)), n == stored);
+        }
+        mm.mprotect(page(3), PAGE_SIZE, RW).unwrap();
+        assert_eq!(mm.map_count(), 1);
+        assert!(touched(&mm, page(2)), "the whole, of which a part was");
+        mm.munmap(page(3), PAGE_SIZE).unwrap();
+        assert!(touched(&mm, page(stored)), "the part, of a whole that was");
+        mm.munmap(page(2), 3 * PAGE_SIZE).unwrap();
+        mm.mmap(page(2), 3 * PAGE_SIZE, RW, FIXED).unwrap();
+        assert!(!touched(&mm, page(2)), "an object that another mapping had");
+        assert_eq!(load(&mm, page(stored) + VALUE), Ok(0));
+    }
 }
 
 fn populate<S: LockScheme>() {

@@ -121,3 +121,30 @@ fn what_fails_leaves_everything_as_it_was() {
     every_failure::<Rcu>();
     every_failure::<RefCount>();
 }
+
+/// An mprotect of two VMAs that fails at the second has given no page of the
+/// first the right to be stored to.
+#[test]
+fn a_failed_mprotect_takes_back_what_it_gave() {
+    let mut failures = 0;
+    for n in 0.. {
+        let mm = soft::<TypeSafe>(PAGES);
+        mm.mmap(page(1), 2 * PAGE_SIZE, RW, FIXED).unwrap();
+        for n in [1, 2] {
+            store(&mm, page(n) + VALUE, 1).unwrap();
+        }
+        mm.mprotect(page(1), PAGE_SIZE, Prot::READ).unwrap();
+        mm.mprotect(page(2), PAGE_SIZE, Prot::NONE).unwrap();
+        inject::fail_after(n);
+        let result = mm.mprotect(page(1), 2 * PAGE_SIZE, RW);
+        if !inject::stop() {
+            result.unwrap();
+            break;
+        }
+        failures += 1;
+        assert_eq!(result, Err(Errno::ENOMEM));
+        assert_eq!(store(&mm, page(1) + VALUE, 2), Err(Signal::AccErr), "failure {n}");
+        assert_eq!(load(&mm, page(2) + VALUE), Err(Signal::AccErr), "failure {n}");
+    }
+    assert!(failures >= 2, "both VMAs' pages are protected by calls that may fail");
+}
