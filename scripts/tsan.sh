@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs faults against mutators under ThreadSanitizer, on every lock scheme (tests/tsan.rs). Needs a nightly toolchain.
+# Runs faults against mutators under ThreadSanitizer, on every lock scheme (races/tests/tsan.rs). Needs a nightly toolchain.
 #   scripts/tsan.sh [mmap|rcu|typesafe|refcount ...]
 # No suppressions: any report fails the run.
 set -euo pipefail
@@ -24,10 +24,10 @@ compgen -G "$runtime/librustc*_rt.tsan.a" >/dev/null || skip "there is no Thread
 # core (src/sync/tsan.rs). With --target, build scripts and macros are built without all this.
 export RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg tsan -Cforce-frame-pointers=yes"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/tsan
-build=(cargo +nightly test -p vmalab --test tsan --target "$host" --no-run)
+build=(cargo +nightly test -p vmalab-races --test tsan --target "$host" --no-run)
 "${build[@]}"
 # Once more, for the name of what was built.
-test=$("${build[@]}" --message-format json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/tsan-[^"]*\)".*/\1/p')
+test=$("${build[@]}" --message-format json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/deps\/tsan-[0-9a-f]*\)".*/\1/p')
 [[ -x $test ]] || {
   echo "FAILED: cargo names no test program" >&2
   exit 1
