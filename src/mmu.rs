@@ -231,8 +231,8 @@ pub trait Mmu: Send + Sync + 'static {
     /// When it returns, no access that `to` forbids can still pass.
     ///
     /// # Errors
-    /// [`MmuError::NoMemory`]: every page still permits at most what it
-    /// permitted, and nothing is lost.
+    /// [`MmuError`]: each page permits what it did or what `to` says, and nothing
+    /// is lost; the caller changes `range` back.
     fn protect(&self, range: PageRange, from: PageAccess, to: PageAccess) -> Result<(), MmuError>;
 
     /// Moves everything in `from` to `to`, which holds nothing and does not

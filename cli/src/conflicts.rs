@@ -144,7 +144,7 @@ fn record(request: &Request, interrupt: &Interrupt) -> Result<Option<Answer>, Fa
         what: "'vmalab conflicts'".to_owned(),
         script: "scripts/conflicts.sh",
         argument: "build",
-        program: "target/conflicts/record/conflicts-record".to_owned(),
+        program: "target/quick/conflicts-record".to_owned(),
     };
     let Some(built) = build.make(interrupt)? else { return Ok(None) };
     let Some(said) = ask(&built, request, interrupt)? else { return Ok(None) };

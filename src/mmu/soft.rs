@@ -190,6 +190,9 @@ impl Mmu for SoftMmu {
         writable: bool,
         for_write: bool,
     ) -> Result<Installed, MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         if self.lock_page(page, |now| now & POPULATED != 0).is_none() {
             return Ok(Installed::Exists);
         }
@@ -205,8 +208,13 @@ impl Mmu for SoftMmu {
     fn install_run(&self, run: PageRange, writable: bool, for_write: bool) -> Result<usize, MmuError> {
         for (done, page) in run.iter_pages().enumerate() {
             let special = self.state(page).load(Ordering::Relaxed) & GUARDED != 0;
-            if special || self.install(page, Content::Zero, writable, for_write)? == Installed::Exists {
+            if special {
                 return Ok(done);
+            }
+            match self.install(page, Content::Zero, writable, for_write) {
+                Ok(Installed::New) => {}
+                Err(error) if done == 0 => return Err(error),
+                Ok(Installed::Exists) | Err(_) => return Ok(done),
             }
         }
         Ok(run.pages())
@@ -215,6 +223,9 @@ impl Mmu for SoftMmu {
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
         if self.state(page).load(Ordering::Relaxed) & HIDDEN == 0 {
             return Ok(false);
+        }
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
         }
         if let Some(old) = self.lock_page(page, |now| now & HIDDEN == 0) {
             let writable = writable && old & LAZY == 0;
@@ -225,6 +236,9 @@ impl Mmu for SoftMmu {
     }
 
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         if let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) {
             assert!(old & FILE == 0, "a file's page at {page:x} takes allow_write_file");
             self.unlock_page(page, (old | WRITABLE) & !LAZY);
@@ -260,6 +274,9 @@ impl Mmu for SoftMmu {
         if file.index * PAGE_SIZE as u64 >= store.bytes() {
             return Err(MmuError::BeyondEnd);
         }
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         let Some(old) = self.lock_page(page, |now| now & POPULATED != 0) else {
             return Ok(Installed::Exists);
         };
@@ -276,6 +293,9 @@ impl Mmu for SoftMmu {
     }
 
     fn allow_write_file(&self, page: VirtAddr, file: FilePage<'_>, shared: bool) -> Result<(), MmuError> {
+        if crate::inject::fails() {
+            return Err(MmuError::NoMemory);
+        }
         let Some(old) = self.lock_page(page, |now| now & PRESENT == 0) else {
             return Ok(());
         };
@@ -297,10 +317,16 @@ impl Mmu for SoftMmu {
     }
 
     fn sync_file(&self, _: PageRange, _: FilePage<'_>) -> Result<(), Errno> {
+        if crate::inject::fails() {
+            return Err(Errno::EIO);
+        }
         Ok(())
     }
 
     fn punch_file(&self, file: FilePage<'_>, pages: u64) -> Result<(), Errno> {
+        if crate::inject::fails() {
+            return Err(Errno::EIO);
+        }
         // Pages hold nothing of their own.
         file.inode.store().punch(file.index << PAGE_SHIFT, pages << PAGE_SHIFT)
     }

@@ -25,6 +25,9 @@ fn prepared<S: LockScheme>() -> SoftMm<S> {
         store(&mm, page(n) + VALUE, n as u64).unwrap();
     }
     mm.mprotect(page(13), PAGE_SIZE, Prot::NONE).unwrap();
+    // Hidden, and not yet seen again.
+    mm.mprotect(page(15), PAGE_SIZE, Prot::NONE).unwrap();
+    mm.mprotect(page(15), PAGE_SIZE, RW).unwrap();
     mm.madvise(page(14), PAGE_SIZE, Advice::GuardInstall as i32).unwrap();
     mm.mmap(page(17), 2 * PAGE_SIZE, RW, MapFlags::SHARED | MapFlags::ANONYMOUS | MapFlags::FIXED).unwrap();
     store(&mm, page(17) + VALUE, 17).unwrap();
@@ -39,6 +42,11 @@ fn state<S: LockScheme>(mm: &SoftMm<S>) -> (Vec<MapsEntry>, Vec<crate::addr::Pag
     let present = mm.populated(mm.range());
     let contents = (0..PAGES).map(|n| load(mm, page(n) + VALUE)).collect();
     (maps, present, contents)
+}
+
+/// What a system call says of an access that earned a signal.
+fn fault(result: Result<(), Signal>) -> Result<(), Errno> {
+    result.map_err(|_| Errno::EFAULT)
 }
 
 type Operation<S> = fn(&SoftMm<S>) -> Result<(), Errno>;
@@ -72,6 +80,14 @@ fn operations<S: LockScheme>() -> Vec<(&'static str, Operation<S>, bool)> {
         ("madvise", |mm| mm.madvise(page(3), 5 * PAGE_SIZE, Advice::DontFork as i32), false),
         ("mseal", |mm| mm.mseal(page(3), PAGE_SIZE, 0), false),
         ("mlock", |mm| mm.mlock2(page(3), PAGE_SIZE, 1), false),
+        ("load", |mm| fault(load(mm, page(3)).map(drop)), false),
+        ("store", |mm| fault(store(mm, page(3) + VALUE, 3)), false),
+        ("store after load", |mm| fault(load(mm, page(3)).and_then(|_| store(mm, page(3) + VALUE, 3))), true),
+        ("load of hidden contents", |mm| fault(load(mm, page(15) + VALUE).map(|value| assert_eq!(value, 15))), false),
+        ("store to shared memory", |mm| fault(store(mm, page(18) + VALUE, 18)), false),
+        ("populate", |mm| mm.madvise(page(1), 6 * PAGE_SIZE, Advice::PopulateWrite as i32), true),
+        ("remove", |mm| mm.madvise(page(17), PAGE_SIZE, Advice::Remove as i32), false),
+        ("msync", |mm| mm.msync(page(17), 2 * PAGE_SIZE, libc::MS_SYNC as u32), false),
         ("fork", |mm| mm.fork(SoftMmu::new(PAGES * PAGE_SIZE).unwrap()).map(drop), false),
     ]
 }
@@ -96,7 +112,10 @@ fn every_failure<S: LockScheme>() {
                 // Something was done without it, or in another way.
                 Ok(()) => {}
                 Err(errno) => {
-                    assert!(matches!(errno, Errno::ENOMEM | Errno::EAGAIN), "{name}: {errno}");
+                    assert!(
+                        matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EFAULT | Errno::EIO),
+                        "{name}: {errno}"
+                    );
                     if !may_leave {
                         // Which file a shared mapping has differs from one address space to the next.
                         let anonymous = |mut state: (Vec<MapsEntry>, _, _)| {
