@@ -11,7 +11,12 @@ use vmalab_workloads::StressReport;
 /// Height of a row.
 const ROW: f64 = 58.0;
 /// Above the first row.
-const TOP: f64 = 22.0;
+const TOP: f64 = 26.0;
+/// Width of a letter of a name, and of a ratio; rather too much.
+const NAME: f64 = 8.5;
+const RATIO: f64 = 7.2;
+/// Between the two.
+const GAP: f64 = 10.0;
 
 /// What a ratio is of.
 struct Of<'a> {
@@ -21,6 +26,46 @@ struct Of<'a> {
     /// What each round's ratio is of.
     value: &'a dyn Fn(&StressReport) -> Option<f64>,
     axis: String,
+}
+
+/// Where the rows' names and ratios stand: clear of the line of the baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Labels {
+    /// The name on the left, the ratio on the right.
+    Apart,
+    /// Both on the left.
+    Left,
+    /// Both on the right.
+    Right,
+}
+
+impl Labels {
+    /// For the widest name and the widest ratio. `one` is the line's place.
+    fn clear_of(one: f64, name: f64, ratio: f64, (left, right): (f64, f64)) -> Labels {
+        let clear = |from: f64, to: f64| one < from - 4.0 || one > to + 4.0;
+        let both = name + GAP + ratio;
+        if clear(left, left + name) && clear(right - ratio, right) {
+            Labels::Apart
+        } else if clear(left, left + both) {
+            Labels::Left
+        } else if clear(right - both, right) {
+            Labels::Right
+        } else {
+            Labels::Apart
+        }
+    }
+
+    fn draw(self, name: &str, ratio: &str, y: f64, (left, right): (f64, f64)) -> Markup {
+        let (anchor, x) = if self == Labels::Right { ("end", right) } else { ("start", left) };
+        html! {
+            @if self == Labels::Apart {
+                (text("name", "start", (left, y), name))
+                (text("value", "end", (right, y), ratio))
+            } @else {
+                text.name text-anchor=(anchor) x=(px(x)) y=(px(y)) { (name) tspan.value dx=(px(GAP)) { (ratio) } }
+            }
+        }
+    }
 }
 
 /// The throughput's ratios.
@@ -80,15 +125,26 @@ fn chart(report: &CompareReport, title: &str, of: &Of) -> Markup {
         let (left, right) = (8.0, size.width() - 8.0);
         let bottom = TOP + ROW * rows.len() as f64;
         let x = Scale::log((low / room, high * room), (left, right));
+        let widest = |label: &dyn Fn(&SubjectReport) -> String| {
+            rows.iter().map(|(subject, _)| label(subject).chars().count()).max().unwrap_or(0) as f64
+        };
+        let name = NAME * widest(&|subject| subject.name.clone());
+        let ratio = RATIO * widest(&|subject| interval(&(of.ratio)(subject)));
+        let labels = Labels::clear_of(x.at(1.0), name, ratio, (left, right));
         let drawing = html! {
             @for tick in x.ticks(6) {
                 (line("grid", (x.at(tick), TOP), (x.at(tick), bottom)))
                 (text("tick", anchor(x.at(tick), 16.0, size), (x.at(tick), bottom + 16.0), &factor(tick)))
             }
             (line("one", (x.at(1.0), TOP - 4.0), (x.at(1.0), bottom)))
-            (text("tick", anchor(x.at(1.0), 50.0, size), (x.at(1.0), TOP - 9.0), &format!("{} = 1", report.baseline)))
+            (text("tick", anchor(x.at(1.0), 50.0, size), (x.at(1.0), TOP - 11.0), &format!("{} = 1", report.baseline)))
             @for (row, (subject, rounds)) in rows.iter().enumerate() {
-                (one(report, subject, rounds, of, &x, TOP + ROW * row as f64, (left, right)))
+                @let Colour(colour) = colour_of(report, &subject.name);
+                @let top = TOP + ROW * row as f64;
+                g class=(colour) {
+                    (labels.draw(&subject.name, &interval(&(of.ratio)(subject)), top + 18.0, (left, right)))
+                    (one(subject, rounds, of, &x, top + 34.0))
+                }
             }
             (text("axis", "middle", (f64::midpoint(left, right), bottom + 36.0), &of.axis))
         };
@@ -96,32 +152,17 @@ fn chart(report: &CompareReport, title: &str, of: &Of) -> Markup {
     })
 }
 
-/// One row.
-fn one(
-    report: &CompareReport,
-    subject: &SubjectReport,
-    rounds: &[f64],
-    of: &Of,
-    x: &Scale,
-    top: f64,
-    (left, right): (f64, f64),
-) -> Markup {
-    let ratio = (of.ratio)(subject);
-    let Colour(colour) = colour_of(report, &subject.name);
-    let y = top + 34.0;
+/// The marks of a row.
+fn one(subject: &SubjectReport, rounds: &[f64], of: &Of, x: &Scale, y: f64) -> Markup {
     html! {
-        g class=(colour) {
-            (text("name", "start", (left, top + 18.0), &subject.name))
-            (text("value", "end", (right, top + 18.0), &interval(&ratio)))
-            @for (round, value) in rounds.iter().enumerate() {
-                circle.round cx=(px(x.at(*value))) cy=(px(y)) r="3" {
-                    title { "round " (round + 1) ": " (format!("{value:.2}")) }
-                }
+        @for (round, value) in rounds.iter().enumerate() {
+            circle.round cx=(px(x.at(*value))) cy=(px(y)) r="3" {
+                title { "round " (round + 1) ": " (format!("{value:.2}")) }
             }
-            (whisker("interval", &ratio, x, y, 5.5))
-            @if let Some(undisturbed) = of.undisturbed {
-                (whisker("interval undisturbed", &undisturbed(subject), x, y + 13.0, 4.0))
-            }
+        }
+        (whisker("interval", &(of.ratio)(subject), x, y, 5.5))
+        @if let Some(undisturbed) = of.undisturbed {
+            (whisker("interval undisturbed", &undisturbed(subject), x, y + 13.0, 4.0))
         }
     }
 }
@@ -152,4 +193,27 @@ fn anchor(place: f64, half: f64, size: Size) -> &'static str {
 fn factor(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_clear_of_the_baseline() {
+        let of = |one| Labels::clear_of(one, 70.0, 120.0, (8.0, 356.0));
+        let expected = [
+            (8.0, Labels::Right),
+            (80.0, Labels::Right),
+            (150.0, Labels::Apart),
+            (231.0, Labels::Apart),
+            (240.0, Labels::Left),
+            (356.0, Labels::Left),
+        ];
+        for (one, labels) in expected {
+            assert_eq!(of(one), labels, "{one}");
+        }
+        // No place is clear.
+        assert_eq!(Labels::clear_of(50.0, 70.0, 300.0, (8.0, 356.0)), Labels::Apart);
+    }
 }
