@@ -5,7 +5,7 @@ mod perf;
 mod phases;
 mod stacks;
 
-use crate::args::ProfileArgs;
+use crate::args::{BackendArg, ProfileArgs};
 use crate::failure::{Failure, status};
 use crate::interrupt::Interrupt;
 use crate::output;
@@ -129,8 +129,15 @@ fn table(args: &ProfileArgs, event: &str, stacks: &Stacks) -> String {
 }
 
 fn heading(args: &ProfileArgs) -> String {
-    let lock = args.lock.as_deref().unwrap_or("typesafe");
-    format!("where {} on {lock} spends its time, by phase of a fault", args.run.workload)
+    format!("where {} on {} spends its time, by phase of a fault", args.run.workload, subject(args))
+}
+
+/// A lock, or `native`.
+fn subject(args: &ProfileArgs) -> &str {
+    match args.backend {
+        BackendArg::Emulated => args.lock.as_deref().unwrap_or("typesafe"),
+        BackendArg::Native => "native",
+    }
 }
 
 /// A function's name without the path and the types it is of.
