@@ -1,6 +1,7 @@
 //! `vmalab profile`: a run of `stress` under `perf record`, its flame graph,
 //! and its samples by phase of a fault.
 
+mod flame;
 mod perf;
 mod phases;
 mod stacks;
@@ -11,6 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::output;
 use crate::plan;
 use crate::table::facts;
+use crate::units::count;
 use phases::Phase;
 use stacks::{Sample, Stacks};
 use std::collections::BTreeMap;
@@ -51,7 +53,7 @@ pub fn run(args: &ProfileArgs) -> Result<u8, Failure> {
         return Err(Failure::cannot("perf recorded no sample: a longer --duration would help"));
     }
     write(&file("stacks.folded"), stacks.folded().as_bytes())?;
-    write(&file("flamegraph.svg"), &flame_graph(args, &stacks)?)?;
+    write(&file("flamegraph.svg"), flame_graph(args, event, &stacks).as_bytes())?;
     let table = table(args, event, &stacks);
     write(&file("phases.txt"), table.as_bytes())?;
     output::print(&table)?;
@@ -84,16 +86,11 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::usage(format!("cannot write {}: {error}; name a folder that you may write to with --out", path.display()))
 }
 
-fn flame_graph(args: &ProfileArgs, stacks: &Stacks) -> Result<Vec<u8>, Failure> {
-    let mut options = inferno::flamegraph::Options::default();
-    options.title = format!("vmalab profile {}", args.run.workload);
-    options.count_name = "samples".to_owned();
-    options.hash = true;
-    let folded = stacks.folded();
-    let mut svg = Vec::new();
-    inferno::flamegraph::from_lines(&mut options, folded.lines(), &mut svg)
-        .map_err(|error| Failure::cannot(format!("cannot draw the flame graph: {error}")))?;
-    Ok(svg)
+fn flame_graph(args: &ProfileArgs, event: &str, stacks: &Stacks) -> String {
+    let title = format!("vmalab profile {}", args.run.workload);
+    let samples = count(stacks.samples.len() as u64);
+    let subtitle = format!("{} on {}: {samples} samples of {event}", args.run.workload, subject(args));
+    flame::graph(&title, &subtitle, stacks)
 }
 
 /// The samples by phase, each with the functions that they were most often in.

@@ -2,6 +2,7 @@
 
 use super::phases::{self, Phase};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// A function on a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +11,12 @@ pub struct Frame {
     pub function: Option<String>,
     /// It is the kernel's.
     pub kernel: bool,
+}
+
+impl Frame {
+    fn name(&self) -> &str {
+        self.function.as_deref().unwrap_or("[unknown]")
+    }
 }
 
 /// One sample.
@@ -27,7 +34,42 @@ pub struct Sample {
 impl Sample {
     /// The function that ran.
     pub fn function(&self) -> &str {
-        self.frames.last().and_then(|frame| frame.function.as_deref()).unwrap_or("[unknown]")
+        self.frames.last().map_or("[unknown]", Frame::name)
+    }
+
+    /// The stack from the outermost on, with the phase as a step of its own
+    /// where it begins.
+    pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
+        // fault-0 and fault-1 do the same.
+        let threads = self.thread.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(['-', '/']);
+        let functions = self.frames.iter().enumerate().flat_map(|(place, frame)| {
+            let begins = (place == self.before).then_some(Step::Phase(self.phase));
+            begins.into_iter().chain([Step::Function { name: frame.name(), kernel: frame.kernel }])
+        });
+        [Step::Threads(threads)].into_iter().chain(functions)
+    }
+}
+
+/// What a stack is made of in its folded form and in the flame graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step<'a> {
+    /// Threads that do the same.
+    Threads(&'a str),
+    /// A phase begins.
+    Phase(Phase),
+    Function {
+        name: &'a str,
+        kernel: bool,
+    },
+}
+
+impl fmt::Display for Step<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Threads(name) | Step::Function { name, kernel: false } => f.write_str(name),
+            Step::Phase(phase) => write!(f, "[{}]", phase.name()),
+            Step::Function { name, kernel: true } => write!(f, "{name}_[k]"),
+        }
     }
 }
 
@@ -62,25 +104,12 @@ impl Stacks {
         (user.iter().filter(|frame| frame.function.is_some()).count(), user.len())
     }
 
-    /// One line for each stack, `thread;function;...;function samples`, with
-    /// the phase as a frame of its own where it begins.
+    /// One line for each stack, `thread;function;...;function samples`.
     pub fn folded(&self) -> String {
         let mut folded: BTreeMap<String, usize> = BTreeMap::new();
         for sample in &self.samples {
-            // fault-0 and fault-1 do the same.
-            let mut line =
-                sample.thread.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(['-', '/']).to_owned();
-            for (place, frame) in sample.frames.iter().enumerate() {
-                if place == sample.before {
-                    line.push_str(&format!(";[{}]", sample.phase.name()));
-                }
-                line.push(';');
-                line.push_str(&frame.function.as_deref().unwrap_or("[unknown]").replace(';', ":"));
-                if frame.kernel {
-                    line.push_str("_[k]");
-                }
-            }
-            *folded.entry(line).or_default() += 1;
+            let steps: Vec<String> = sample.steps().map(|step| step.to_string().replace(';', ":")).collect();
+            *folded.entry(steps.join(";")).or_default() += 1;
         }
         folded.into_iter().map(|(line, n)| format!("{line} {n}\n")).collect()
     }
