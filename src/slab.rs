@@ -26,6 +26,8 @@
 //!
 //! Not for the fault path: `alloc` and `free` are for mutators.
 
+mod block;
+
 use crate::races;
 use crate::rcu;
 use crate::sync::plain::{AtomicUsize, Ordering};
@@ -38,6 +40,8 @@ use std::ptr::{self, NonNull};
 pub const SLAB_BYTES: usize = 32 * 1024;
 /// Free objects that a thread keeps to itself.
 pub const MAGAZINE: usize = if MODEL { 2 } else { 32 };
+/// Pages of a slab that come from the allocator one by one; later ones lie in huge pages ([`block`]).
+const SINGLE_PAGES: usize = if MODEL { usize::MAX } else { 64 };
 /// Wholly free pages that the depot keeps before it returns one.
 const EMPTY_PAGES_KEPT: usize = if MODEL { 0 } else { 2 };
 /// Words of the free bitmap: enough for 16-byte objects and larger.
@@ -92,6 +96,8 @@ struct PageHead {
     /// Position in `Depot::partial`, if the page has a free slot there.
     position: usize,
     free: usize,
+    /// Whether the page lies in a block. Fixed.
+    in_block: bool,
     bitmap: [u64; BITMAP_WORDS],
 }
 
@@ -360,8 +366,13 @@ impl<T> Slab<T> {
 
     /// A new slab page, all its slots constructed and free.
     fn make_page(&self) -> Option<PagePtr> {
-        // SAFETY: the layout is not empty.
-        let page = NonNull::new(unsafe { alloc(Self::LAYOUT) })?.cast::<PageHead>();
+        let in_block = self.pages.load(Ordering::Relaxed) >= SINGLE_PAGES;
+        let page = if in_block {
+            block::take()?
+        } else {
+            // SAFETY: the layout is not empty.
+            NonNull::new(unsafe { alloc(Self::LAYOUT) })?.cast()
+        };
         let mut bitmap = [0u64; BITMAP_WORDS];
         for slot in 0..Self::PER_PAGE {
             bitmap[slot / 64] |= 1 << (slot % 64);
@@ -372,7 +383,7 @@ impl<T> Slab<T> {
             };
         }
         // SAFETY: the head lies at the page's start, before the first slot.
-        unsafe { page.write(PageHead { position: usize::MAX, free: Self::PER_PAGE, bitmap }) };
+        unsafe { page.write(PageHead { position: usize::MAX, free: Self::PER_PAGE, in_block, bitmap }) };
         self.pages.fetch_add(1, Ordering::Relaxed);
         track::objects(page.as_ptr(), 1);
         // SAFETY: as above.
@@ -390,12 +401,20 @@ impl<T> Slab<T> {
         if MODEL {
             return;
         }
+        // SAFETY: `make_page` made it, and the page is ours.
+        let in_block = unsafe { (*page.cast::<PageHead>()).in_block };
         if races::POISON {
             // SAFETY: the page is ours.
             unsafe { ptr::write_bytes(page.cast::<u8>(), 0x5a, SLAB_BYTES) };
         }
-        // SAFETY: allocated in `make_page` with the same layout.
-        unsafe { dealloc(page.cast(), Self::LAYOUT) };
+        // SAFETY: from `make_page`, with the same layout or from a block.
+        unsafe {
+            if in_block {
+                block::give_back(NonNull::new_unchecked(page).cast());
+            } else {
+                dealloc(page.cast(), Self::LAYOUT);
+            }
+        }
     }
 
     /// In a model build: reports a look at an object whose page has been given
@@ -544,6 +563,44 @@ mod tests {
         }
         drop(guard);
         rcu::barrier();
+    }
+
+    /// A large slab's pages lie in blocks; what was in them is gone with them, and
+    /// their addresses serve again.
+    #[test]
+    fn blocks_are_used_again() {
+        slab!(SLAB, MADE, PageReturn::AtOnce);
+        let pages = 3 * SINGLE_PAGES;
+        let objects = pages * SLAB.stats().objects_per_page;
+        let fill = || {
+            let held: Vec<_> = (0..objects).map(|_| SLAB.alloc().unwrap()).collect();
+            let in_blocks: HashSet<_> = held
+                .iter()
+                .map(|object| Slab::<Object>::page_of(object.as_ptr()))
+                // SAFETY: the pages of live objects.
+                .filter(|page| unsafe { page.as_ref() }.in_block)
+                .collect();
+            (held, in_blocks)
+        };
+        let (held, first) = fill();
+        assert!(first.len() >= pages - SINGLE_PAGES, "{} of {pages} pages", first.len());
+        // SAFETY: ours; freed once.
+        held.into_iter().for_each(|object| unsafe { SLAB.free(object) });
+        assert!(SLAB.stats().pages <= EMPTY_PAGES_KEPT + 1, "{:?}", SLAB.stats());
+        let resident = |page: &NonNull<PageHead>| {
+            let mut there = [0u8; SLAB_BYTES / 4096];
+            // SAFETY: a block's addresses stay; one byte for each page.
+            let result = unsafe { libc::mincore(page.as_ptr().cast(), SLAB_BYTES, there.as_mut_ptr()) };
+            assert_eq!(result, 0);
+            there.iter().any(|there| there & 1 != 0)
+        };
+        // (A test beside this one may have taken some of them by now.)
+        let back = first.iter().filter(|page| !resident(page)).count();
+        assert!(back > first.len() / 2, "{back} of {} pages' memory went back", first.len());
+        let (held, again) = fill();
+        assert!(first.intersection(&again).count() > first.len() / 2);
+        // SAFETY: ours; freed once.
+        held.into_iter().for_each(|object| unsafe { SLAB.free(object) });
     }
 
     /// Some empty pages stay, however often they are filled and fall empty.
