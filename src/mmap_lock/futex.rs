@@ -12,10 +12,12 @@
 //!   (they hold it before they wake), so a writer cannot starve readers: one
 //!   that waits is passed by at most the writers that come while the lock is
 //!   held for the first time;
-//! - the last reader to leave wakes one waiting writer;
+//! - whoever leaves the lock free wakes one waiting writer, unless one has been
+//!   woken that has not looked yet: it will find the lock, or who holds it;
 //! - a downgrade turns the writer into a reader and lets waiting readers in.
 //!
-//! Waiters spin shortly, then sleep on a futex.
+//! Waiters spin, then sleep on a futex. A writer that was woken spins again, or
+//! it would be unlucky each time against one that never sleeps.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop};
 
@@ -36,6 +38,16 @@ const WRITER: u64 = 1 << 60;
 /// counter beside the word would not do: a late announcement of the gift
 /// before would be taken for one's own.)
 const TURN: u64 = 1 << 61;
+/// Bit 62: a waiting writer has been woken (or kept from sleeping) and has not
+/// looked at the word since. It clears the bit in the exchange that looks, so
+/// whoever leaves the lock later wakes again.
+const WOKEN: u64 = 1 << 62;
+
+/// Pauses of a writer that spins, in all: some tens of microseconds, less than it
+/// takes to wake a sleeper. (The kernel's spins as long as the holder runs.)
+const PAUSES: u32 = 4 * SPINS;
+/// ... and between two looks, at most: a microsecond or two.
+const PAUSES_BETWEEN_MAX: u32 = 32;
 
 /// See the file's documentation.
 pub struct Futex {
@@ -79,6 +91,7 @@ impl Futex {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & (READERS | WRITER) == 0 {
             let next = (word | WRITER) - counted;
+            let next = if counted != 0 { next & !WOKEN } else { next };
             // Acquire: pairs with the Release of `unlock_read` and `leave`.
             match self.word.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -131,11 +144,8 @@ impl Futex {
 
     /// Waits and takes the lock for writing.
     pub fn lock_write(&self) {
-        for _ in 0..SPINS {
-            if self.take_for_writing(0) {
-                return;
-            }
-            spin_loop();
+        if self.spin_for_writing(0) {
+            return;
         }
         // From here on new readers wait.
         self.word.fetch_add(WRITER_WAITING, Ordering::Relaxed);
@@ -143,10 +153,47 @@ impl Futex {
             // Read before the word, so that a release after our look raises it.
             // Acquire: keeps it there; pairs with the Release in `wake_writer`.
             let turn = self.writer_turn.load(Ordering::Acquire);
-            if self.take_for_writing(WRITER_WAITING) {
+            if self.look_for_writing() {
                 return;
             }
             futex_wait(&self.writer_turn, turn);
+            if self.spin_for_writing(WRITER_WAITING) {
+                return;
+            }
+        }
+    }
+
+    /// Tries for a while, ever less often: each look takes the word away from the
+    /// holder, who will want it back, and each change of hands moves the tree from
+    /// one processor's cache to another's.
+    fn spin_for_writing(&self, counted: u64) -> bool {
+        let (mut left, mut pauses) = (PAUSES, 1);
+        while left > 0 {
+            if self.take_for_writing(counted) {
+                return true;
+            }
+            (0..pauses).for_each(|_| spin_loop());
+            left = left.saturating_sub(pauses);
+            pauses = (2 * pauses).min(PAUSES_BETWEEN_MAX);
+        }
+        false
+    }
+
+    /// The look of a waiting writer before it sleeps: takes the lock if nobody
+    /// holds it, and is not on its way any more.
+    fn look_for_writing(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let free = word & (READERS | WRITER) == 0;
+            let next = if free { (word | WRITER) - WRITER_WAITING } else { word } & !WOKEN;
+            if next == word {
+                return false;
+            }
+            // Acquire: as in `take_for_writing`.
+            match self.word.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return free,
+                Err(now) => word = now,
+            }
         }
     }
 
@@ -168,7 +215,7 @@ impl Futex {
             debug_assert!(word & WRITER != 0 && word & READERS == 0);
             let waiting = (word & READERS_WAITING) / READER_WAITING;
             let turn = if waiting > 0 { !word & TURN } else { word & TURN };
-            let next = turn | ((word & WRITERS_WAITING) + waiting * READER + keep);
+            let next = turn | ((word & (WRITERS_WAITING | WOKEN)) + waiting * READER + keep);
             // Release: pairs with the Acquire of whoever comes next.
             match self.word.compare_exchange_weak(word, next, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => {
@@ -192,11 +239,22 @@ impl Futex {
         futex_wake(&self.reader_turn, i32::MAX);
     }
 
+    /// The lock was left free and writers wait: wake one, unless one is on its
+    /// way, or somebody holds the lock again who will wake.
     #[cold]
     fn wake_writer(&self) {
-        // Release: pairs with the Acquire in `write_wait`.
-        self.writer_turn.fetch_add(1, Ordering::Release);
-        futex_wake(&self.writer_turn, 1);
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & (READERS | WRITER | WOKEN) == 0 && word & WRITERS_WAITING != 0 {
+            match self.word.compare_exchange_weak(word, word | WOKEN, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    // Release: after the exchange; pairs with the Acquire in `lock_write`.
+                    self.writer_turn.fetch_add(1, Ordering::Release);
+                    futex_wake(&self.writer_turn, 1);
+                    return;
+                }
+                Err(now) => word = now,
+            }
+        }
     }
 
     pub fn is_idle(&self) -> bool {

@@ -417,8 +417,11 @@ impl Kernel {
             if whom != Whom::Any {
                 return Wakes::NOBODY;
             }
-            // Relaxed: it looks again under the wait lock.
-            first.woken.store(1, Ordering::Relaxed);
+            // Relaxed: it looks again under the wait lock. Who has been told already
+            // is on its way, and forgets it there before it sleeps again.
+            if first.woken.swap(1, Ordering::Relaxed) == 1 {
+                return Wakes::NOBODY;
+            }
             return Wakes { writer: &first.woken, ..Wakes::NOBODY };
         }
         let mut counted = 0;

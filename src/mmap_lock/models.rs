@@ -63,6 +63,12 @@ fn writers_and_a_reader() {
     run("MmapLock: two writers, a reader", THREE, &[write, write, read]);
 }
 
+/// Two may sleep while a third takes the lock past them.
+#[test]
+fn three_writers() {
+    run("MmapLock: three writers", THREE, &[write, write, write]);
+}
+
 #[test]
 fn a_downgrade() {
     run("MmapLock: a downgrade, a reader, a writer", THREE, &[downgrade, read, write]);
