@@ -344,6 +344,7 @@ pub fn synchronize() {
 }
 
 /// Something to do after a grace period of [`READERS`].
+#[derive(Clone, Copy)]
 struct Deferred {
     /// What it waits for, or [`UNSTAMPED`].
     stamp: u64,
@@ -405,7 +406,17 @@ statics! {
     static QUEUES: [CachePadded<Queue>; SLOTS + 1] = array![CachePadded::new(Queue::new()); SLOTS + 1];
 }
 
+#[inline]
 fn my_queue() -> &'static Queue {
+    match thread::current() {
+        Some(slot) => &QUEUES[slot.index()],
+        None => new_queue(),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn new_queue() -> &'static Queue {
     thread::announce();
     &QUEUES[thread::current().map_or(SLOTS, thread::Slot::index)]
 }
@@ -478,18 +489,22 @@ fn run_due(queue: &Queue) -> usize {
     let mut done = 0;
     loop {
         let batch: SmallVec<[Deferred; AT_ONCE]> = queue.with(|items| {
-            let due = items.iter().take(AT_ONCE).take_while(|d| READERS.is_over(d.stamp)).count();
-            items.drain(..due).collect()
+            // (The front half of the ring, or all of it: what is beyond comes with the next batch.)
+            let (front, _) = items.as_slices();
+            let due = front.iter().take(AT_ONCE).take_while(|d| READERS.is_over(d.stamp)).count();
+            let batch = SmallVec::from_slice(&front[..due]);
+            items.drain(..due);
+            batch
         });
+        if batch.is_empty() {
+            return done;
+        }
         for item in &batch {
             // SAFETY: a grace period has passed since the object was unlinked,
             // and each item is taken once; the rest is `defer`'s contract.
             unsafe { (item.reclaim)(item.object) };
         }
         done += batch.len();
-        if batch.len() < AT_ONCE {
-            return done;
-        }
     }
 }
 

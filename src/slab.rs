@@ -21,7 +21,9 @@
 //! [`MAGAZINE`] free objects, last in first out: the object just freed is the
 //! next one handed out, with no lock and no shared cache line. Magazines
 //! exchange halves with the depot, which is under a mutex and knows the free
-//! slots of each page as a bitmap. A magazine belongs to the thread slot
+//! slots of each page as a bitmap. (A slab whose objects are freed by the hundred,
+//! after a grace period, has larger magazines, or all of them would go through
+//! the depot.) A magazine belongs to the thread slot
 //! ([`crate::thread`]) and passes on with it: nothing is lost when a thread ends.
 //!
 //! Not for the fault path: `alloc` and `free` are for mutators.
@@ -38,10 +40,12 @@ use std::ptr::{self, NonNull};
 
 /// Bytes in a slab page, and its alignment.
 pub const SLAB_BYTES: usize = 32 * 1024;
-/// Free objects that a thread keeps to itself.
+/// Free objects that a thread keeps to itself, unless the slab says otherwise.
 pub const MAGAZINE: usize = if MODEL { 2 } else { 32 };
 /// Pages of a slab that come from the allocator one by one; later ones lie in huge pages ([`block`]).
 const SINGLE_PAGES: usize = if MODEL { usize::MAX } else { 64 };
+/// Objects that an empty magazine takes from the depot.
+const REFILL: usize = MAGAZINE / 2;
 /// Wholly free pages that the depot keeps before it returns one.
 const EMPTY_PAGES_KEPT: usize = if MODEL { 0 } else { 2 };
 /// Words of the free bitmap: enough for 16-byte objects and larger.
@@ -57,10 +61,10 @@ pub enum PageReturn {
 }
 
 /// A cache of objects of one type, shared by the whole process. Lives in a `static`.
-pub struct Slab<T: 'static> {
+pub struct Slab<T: 'static, const N: usize = MAGAZINE> {
     construct: fn() -> T,
     page_return: PageReturn,
-    magazines: [AtomicPtr<Magazine<T>>; SLOTS],
+    magazines: [AtomicPtr<Magazine<T, N>>; SLOTS],
     depot: Mutex<Depot>,
     pages: AtomicUsize,
     /// Free objects while the adversary is on.
@@ -70,26 +74,26 @@ pub struct Slab<T: 'static> {
     #[cfg(any(loom, shuttle))]
     kept: std::sync::Mutex<Vec<PagePtr>>,
     #[cfg(any(loom, shuttle))]
-    magazines_made: std::sync::Mutex<Vec<MagazinePtr<T>>>,
+    magazines_made: std::sync::Mutex<Vec<MagazinePtr<T, N>>>,
 }
 
 // SAFETY: a magazine is only used by the thread that owns its slot (see
 // `magazine`), the depot is under its mutex, and objects are handed from
 // thread to thread, which needs T: Send; readers share them, which needs Sync.
-unsafe impl<T: Send + Sync> Sync for Slab<T> {}
+unsafe impl<T: Send + Sync, const N: usize> Sync for Slab<T, N> {}
 
 /// In cache lines of its own, like what `CachePadded` holds.
 #[repr(align(128))]
-struct Magazine<T> {
+struct Magazine<T, const N: usize> {
     len: usize,
-    objects: [*mut T; MAGAZINE],
+    objects: [*mut T; N],
 }
 
 #[cfg(any(loom, shuttle))]
-struct MagazinePtr<T>(*mut Magazine<T>);
+struct MagazinePtr<T, const N: usize>(*mut Magazine<T, N>);
 // SAFETY: only freed through it, when the slab goes.
 #[cfg(any(loom, shuttle))]
-unsafe impl<T> Send for MagazinePtr<T> {}
+unsafe impl<T, const N: usize> Send for MagazinePtr<T, N> {}
 
 /// Head of a slab page. All fields are under the depot's mutex.
 struct PageHead {
@@ -124,7 +128,7 @@ pub struct SlabStats {
     pub objects_per_page: usize,
 }
 
-impl<T> Slab<T> {
+impl<T, const N: usize> Slab<T, N> {
     /// Where the first object of a page lies.
     const FIRST: usize = size_of::<PageHead>().next_multiple_of(align_of::<T>());
     /// Objects in a page.
@@ -148,7 +152,7 @@ impl<T> Slab<T> {
 
     const_fn! {
     /// A slab whose slots are made by `construct`, once each.
-    pub const fn new(construct: fn() -> T, page_return: PageReturn) -> Slab<T> {
+    pub const fn new(construct: fn() -> T, page_return: PageReturn) -> Slab<T, N> {
         Slab {
             construct,
             page_return,
@@ -194,6 +198,7 @@ impl<T> Slab<T> {
     }
 
     /// An object from the depot.
+    #[cold]
     fn alloc_one(&'static self) -> Option<NonNull<T>> {
         let mut one = [ptr::null_mut()];
         let got = self.take_from_depot(&mut one);
@@ -220,7 +225,7 @@ impl<T> Slab<T> {
             Some(magazine) => {
                 // SAFETY: as in `alloc`.
                 let magazine = unsafe { &mut *magazine };
-                if magazine.len == MAGAZINE {
+                if magazine.len == N {
                     self.drain(magazine);
                 }
                 magazine.objects[magazine.len] = object.as_ptr();
@@ -234,22 +239,29 @@ impl<T> Slab<T> {
 
     /// The calling thread's magazine.
     #[inline]
-    fn magazine(&'static self) -> Option<*mut Magazine<T>> {
-        let slot = match thread::current() {
-            Some(slot) => slot,
-            None => {
-                thread::announce();
-                thread::current()?
+    fn magazine(&'static self) -> Option<*mut Magazine<T, N>> {
+        if let Some(slot) = thread::current() {
+            // Relaxed: written by owners of the slot only, and the slot's own
+            // hand-over (Release in `Lease::drop`, Acquire in `announce`) orders them.
+            let magazine = self.magazines[slot.index()].load(Ordering::Relaxed);
+            if !magazine.is_null() {
+                return Some(magazine);
             }
-        };
-        let cell = &self.magazines[slot.index()];
-        // Relaxed: written by owners of the slot only, and the slot's own
-        // hand-over (Release in `Lease::drop`, Acquire in `announce`) orders them.
+        }
+        self.make_magazine()
+    }
+
+    /// Announces the calling thread and gives its slot a magazine, as needed.
+    #[cold]
+    #[inline(never)]
+    fn make_magazine(&'static self) -> Option<*mut Magazine<T, N>> {
+        thread::announce();
+        let cell = &self.magazines[thread::current()?.index()];
         let magazine = cell.load(Ordering::Relaxed);
         if !magazine.is_null() {
             return Some(magazine);
         }
-        let magazine = Box::into_raw(Box::new(Magazine { len: 0, objects: [ptr::null_mut(); MAGAZINE] }));
+        let magazine = Box::into_raw(Box::new(Magazine { len: 0, objects: [ptr::null_mut(); N] }));
         track::objects(magazine, 1);
         cell.store(magazine, Ordering::Relaxed);
         #[cfg(any(loom, shuttle))]
@@ -258,17 +270,19 @@ impl<T> Slab<T> {
     }
 
     #[cold]
-    fn refill(&'static self, magazine: &mut Magazine<T>) {
-        magazine.len = aside(|| self.take_from_depot(&mut magazine.objects[..MAGAZINE / 2]));
+    #[inline(never)]
+    fn refill(&'static self, magazine: &mut Magazine<T, N>) {
+        magazine.len = aside(|| self.take_from_depot(&mut magazine.objects[..REFILL]));
         track::written(magazine);
     }
 
     /// Gives the older half of a full magazine to the depot.
     #[cold]
-    fn drain(&'static self, magazine: &mut Magazine<T>) {
-        aside(|| self.give_to_depot(&magazine.objects[..MAGAZINE / 2]));
-        magazine.objects.copy_within(MAGAZINE / 2.., 0);
-        magazine.len = MAGAZINE / 2;
+    #[inline(never)]
+    fn drain(&'static self, magazine: &mut Magazine<T, N>) {
+        aside(|| magazine.objects[..N / 2].chunks(MAGAZINE).for_each(|objects| self.give_to_depot(objects)));
+        magazine.objects.copy_within(N / 2.., 0);
+        magazine.len = N / 2;
         track::written(magazine);
     }
 
@@ -325,8 +339,9 @@ impl<T> Slab<T> {
         taken
     }
 
+    #[inline(never)]
     fn give_to_depot(&'static self, objects: &[*mut T]) {
-        // A thread frees at most half a magazine at once, the adversary a whole one.
+        // A full magazine gives so many at once, the adversary no more.
         let mut returned: [Option<PagePtr>; MAGAZINE] = [None; MAGAZINE];
         {
             let mut depot = self.depot.lock().expect("slab depot");
@@ -443,7 +458,7 @@ impl<T> Slab<T> {
 }
 
 #[cfg(any(loom, shuttle))]
-impl<T> Drop for Slab<T> {
+impl<T, const N: usize> Drop for Slab<T, N> {
     fn drop(&mut self) {
         for PagePtr(page) in self.kept.get_mut().expect("kept pages").drain(..) {
             // SAFETY: the execution is over, nobody holds a pointer.

@@ -201,7 +201,7 @@ pub unsafe trait LockScheme: Sized + Send + Sync + 'static {
 /// section ends, whoever owns the object by then.
 #[inline(always)]
 pub(crate) unsafe fn found_in<S: LockScheme>(_section: &ReadGuard, vma: NonNull<Vma<S>>) -> &Vma<S> {
-    Slab::looked_at(vma);
+    <Slab<Vma<S>>>::looked_at(vma);
     // SAFETY: the caller's promise.
     unsafe { vma.as_ref() }
 }

@@ -49,7 +49,7 @@ fn a_page_waits_for_readers() {
     fn model(announced: bool) {
         touch();
         let objects = [(); 4].map(|()| alloc());
-        assert_eq!(Slab::page_of(objects[0].as_ptr()), Slab::page_of(objects[1].as_ptr()));
+        assert_eq!(<Slab<Object>>::page_of(objects[0].as_ptr()), <Slab<Object>>::page_of(objects[1].as_ptr()));
         let found = Arc::new(AtomicPtr::new(objects[0].as_ptr()));
         let reader = {
             let found = found.clone();
@@ -59,7 +59,7 @@ fn a_page_waits_for_readers() {
                 }
                 let _section = rcu::read();
                 if let Some(object) = NonNull::new(found.load(Ordering::Relaxed)) {
-                    Slab::looked_at(object);
+                    <Slab<Object>>::looked_at(object);
                 }
             })
         };

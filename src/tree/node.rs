@@ -9,7 +9,8 @@
 use super::Entry;
 use crate::addr::{PageRange, VirtAddr};
 use crate::races;
-use crate::slab::{PageReturn, Slab};
+use crate::rcu;
+use crate::slab::{self, PageReturn, Slab};
 use crate::sync::{MODEL, statics, track};
 use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
@@ -218,7 +219,8 @@ impl Node {
     /// The same without what lies beside or below one of the slots `lo..hi`.
     pub(super) fn max_gap_but(&self, lo: usize, hi: usize) -> usize {
         fn between(starts: &[usize], ends: &[usize]) -> usize {
-            starts.iter().skip(1).zip(ends).fold(0, |max, (start, end)| max.max(start - end))
+            let later = starts.get(1..).unwrap_or_default();
+            later.iter().zip(ends).fold(0, |max, (start, end)| max.max(start - end))
         }
         let len = self.len();
         if self.level == 0 {
@@ -226,7 +228,8 @@ impl Node {
             between(&starts[..lo], &ends[..lo]).max(between(&starts[hi..len], &ends[hi..len]))
         } else {
             let Inner { starts, ends, gaps, .. } = self.inner();
-            let below = gaps[..lo].iter().chain(&gaps[hi..len]).fold(0, |max, &gap| max.max(gap));
+            let widest = |gaps: &[usize]| gaps.iter().fold(0, |max, &gap| max.max(gap));
+            let below = widest(&gaps[..lo]).max(widest(&gaps[hi..len]));
             below.max(between(&starts[..lo], &ends[..lo])).max(between(&starts[hi..len], &ends[hi..len]))
         }
     }
@@ -237,7 +240,7 @@ impl Node {
         let len = mid + old_len - hi;
         self.len = len as u16;
         let leaf = self.leaf_mut();
-        if mid != hi {
+        if mid != hi && hi < old_len {
             leaf.starts.copy_within(hi..old_len, mid);
             leaf.ends.copy_within(hi..old_len, mid);
             leaf.ptrs.copy_within(hi..old_len, mid);
@@ -366,9 +369,13 @@ pub(super) fn store(from: &Node, change: impl FnOnce(&mut Node)) -> NonNull<Node
     ptr
 }
 
+/// Free nodes that a thread keeps: what a grace period frees is taken again
+/// before the next one.
+const MAGAZINE: usize = if MODEL { slab::MAGAZINE } else { rcu::BATCH + rcu::BATCH / 4 };
+
 statics! {
     /// Nodes are freed when no reader can reach them, so their pages need not wait.
-    static NODES: Slab<Node> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
+    static NODES: Slab<Node, MAGAZINE> = Slab::new(|| Node::empty(0), PageReturn::AtOnce);
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
