@@ -93,7 +93,10 @@ impl<S: LockScheme> MmCore<S> {
 
     /// Only with the mmap lock held for writing, so numbers ascend in time.
     pub(crate) fn next_incarnation(&self) -> u64 {
-        self.incarnations.fetch_add(1, Ordering::Relaxed) + 1
+        // No read-modify-write: nobody else writes it meanwhile.
+        let next = self.incarnations.load(Ordering::Relaxed) + 1;
+        self.incarnations.store(next, Ordering::Relaxed);
+        next
     }
 
     /// A new identity for anonymous pages.

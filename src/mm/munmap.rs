@@ -81,11 +81,14 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let (detached, _) = write.commit_from(&mut prepared);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read
-        // lock goes (I10, B20). All VMA write locks end here.
-        let mut read = Some(write.downgrade());
-        if mutant(Mutant::ZapAfterUnlock) {
-            read = None;
-        }
+        // lock goes (I10, B20). All VMA write locks end here. Without a page
+        // there is nothing to keep the range for.
+        let read = if touched.is_some() && !mutant(Mutant::ZapAfterUnlock) {
+            Some(write.downgrade())
+        } else {
+            drop(write);
+            None
+        };
         point(Point::H9);
         if let Some(touched) = touched {
             self.zap_touched(&touched);
