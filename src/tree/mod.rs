@@ -21,7 +21,8 @@
 //! What a mutation took out of the tree is retired after the root store: with
 //! [`Reclaim::AfterGracePeriod`] it is freed when every read section that may
 //! have loaded an older root is over, with [`Reclaim::AtOnce`] immediately,
-//! for trees that are read under the lock that excludes mutations.
+//! for trees that are read under the lock that excludes mutations. RCU is told
+//! of it by the dozen ([`RETIRED_MAX`]): until then the tree keeps it.
 //!
 //! Mutations exclude each other by the caller's lock (the mmap lock for
 //! writing).
@@ -48,9 +49,11 @@ pub(crate) use read::Position;
 pub use read::{Iter, Snapshot};
 
 use crate::addr::PageRange;
+use crate::races;
 use crate::rcu;
-use crate::sync::{AtomicPtr, Ordering, const_fn};
+use crate::sync::{AtomicPtr, MODEL, Ordering, const_fn};
 use node::{Node, NodeRef, free_node};
+use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -103,6 +106,10 @@ pub enum Reclaim {
     AtOnce,
 }
 
+/// Retired nodes of a tree of which RCU is told at once: ten operations'. (One by
+/// one where a node should be poisoned as soon as it may be.)
+const RETIRED_MAX: usize = if MODEL || races::ENABLED { 1 } else { 30 };
+
 /// An ordered map from disjoint page ranges to `NonNull<T>`. See the module's
 /// documentation.
 ///
@@ -111,15 +118,30 @@ pub struct VmaTree<T> {
     /// The published state; null when empty.
     root: AtomicPtr<Node>,
     reclaim: Reclaim,
+    /// Unlinked nodes that nobody has been told to free. Only mutations touch it.
+    retired: UnsafeCell<Vec<NonNull<Node>>>,
     /// Hands out pointers and dereferences none: Send and Sync like an atomic pointer.
     _entries: PhantomData<AtomicPtr<T>>,
 }
+
+// SAFETY: nodes may be freed by any thread.
+unsafe impl<T> Send for VmaTree<T> {}
+// SAFETY: `retired` is touched by `replace`, which excludes itself by its
+// contract, and by `drop`; all else is atomic, or never changes.
+unsafe impl<T> Sync for VmaTree<T> {}
+/// A mutation that panics has changed nothing.
+impl<T> std::panic::RefUnwindSafe for VmaTree<T> {}
 
 impl<T> VmaTree<T> {
     const_fn! {
     /// An empty tree.
     pub const fn new(reclaim: Reclaim) -> VmaTree<T> {
-        VmaTree { root: AtomicPtr::new(ptr::null_mut()), reclaim, _entries: PhantomData }
+        VmaTree {
+            root: AtomicPtr::new(ptr::null_mut()),
+            reclaim,
+            retired: UnsafeCell::new(Vec::new()),
+            _entries: PhantomData,
+        }
     }
     }
 
@@ -181,20 +203,24 @@ impl<T> VmaTree<T> {
         let root = NonNull::new(self.root.load(Ordering::Relaxed));
         // SAFETY: the root is live, and only mutations free nodes: this one does after `edit`.
         let root = root.map(|root| unsafe { NodeRef::new(root) });
-        let Some(done) = write::edit(root, span, new) else {
+        // SAFETY: no other `replace` runs meanwhile, and nothing else uses it.
+        let retired = unsafe { &mut *self.retired.get() };
+        let Some(done) = write::edit(root, span, new, retired) else {
             return 0;
         };
         let root = done.root.map_or(ptr::null_mut(), NonNull::as_ptr);
         // Release: pairs with the Acquire in `load`.
         self.root.store(root, Ordering::Release);
         match self.reclaim {
+            Reclaim::AfterGracePeriod if retired.len() < RETIRED_MAX => {}
             Reclaim::AfterGracePeriod => {
-                let retired = done.retired.iter().map(|node| node.as_ptr().cast());
-                // SAFETY: unlinked by the store above; `edit` lists each node once.
+                let retired = retired.drain(..).map(|node| node.as_ptr().cast());
+                // SAFETY: unlinked by the store above, or by an earlier mutation that
+                // came before this one; `edit` lists each node once.
                 unsafe { rcu::defer_all(retired, reclaim_node) }
             }
             Reclaim::AtOnce => {
-                for &node in &done.retired {
+                for node in retired.drain(..) {
                     // SAFETY: as above, and readers are excluded.
                     unsafe { free_node(node) }
                 }
@@ -224,6 +250,10 @@ impl<T> Drop for VmaTree<T> {
         if let Some(root) = NonNull::new(self.root.load(Ordering::Relaxed)) {
             // SAFETY: live until `free` gets to it.
             free(unsafe { NodeRef::new(root) });
+        }
+        for node in self.retired.get_mut().drain(..) {
+            // SAFETY: unlinked, and whoever read it then had the tree borrowed.
+            unsafe { free_node(node) }
         }
     }
 }

@@ -23,13 +23,10 @@ use std::ptr::NonNull;
 pub(super) struct Done {
     /// The new root, freshly made; `None` if the tree is empty now.
     pub(super) root: Option<NonNull<Node>>,
-    /// Nodes that the new root does not reach, once each.
-    pub(super) retired: Retired,
     /// Entries removed.
     pub(super) removed: usize,
 }
 
-type Retired = SmallVec<[NonNull<Node>; 16]>;
 /// New nodes of one level: one, when nothing splits.
 type Made = SmallVec<[Child; 2]>;
 
@@ -46,12 +43,18 @@ struct Edit<'t> {
     left: [Step<'t>; MAX_HEIGHT],
     right: [Step<'t>; MAX_HEIGHT],
     height: usize,
-    retired: Retired,
+    retired: SmallVec<[NonNull<Node>; MAX_HEIGHT]>,
     removed: usize,
 }
 
-/// Replaces what is in `span` by `new`; `None` if that changes nothing.
-pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]) -> Option<Done> {
+/// Replaces what is in `span` by `new`; `None` if that changes nothing. Adds the
+/// nodes that the new root does not reach to `retired`, once each.
+pub(super) fn edit(
+    root: Option<NodeRef<'_>>,
+    span: PageRange,
+    new: &[Entry<()>],
+    retired: &mut Vec<NonNull<Node>>,
+) -> Option<Done> {
     check(span, new);
     let Some(root) = root else {
         return (!new.is_empty()).then(|| {
@@ -62,13 +65,13 @@ pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]
                 }
                 made = pack_inner(level, &made, None);
             }
-            Done { root: Some(finish(made[0].node, new.len())), retired: Retired::new(), removed: 0 }
+            Done { root: Some(finish(made[0].node, new.len())), removed: 0 }
         });
     };
     if span.is_empty() {
         return None;
     }
-    if let Some(done) = in_one_leaf(root, span, new) {
+    if let Some(done) = in_one_leaf(root, span, new, retired) {
         return Some(done);
     }
     let mut edit = Edit::descend(root, span);
@@ -83,7 +86,8 @@ pub(super) fn edit(root: Option<NodeRef<'_>>, span: PageRange, new: &[Entry<()>]
         made = edit.inner(level, &made);
     }
     let root = made.first().map(|child| finish(child.node, entries));
-    Some(Done { root, retired: edit.retired, removed: edit.removed })
+    retired.extend_from_slice(&edit.retired);
+    Some(Done { root, removed: edit.removed })
 }
 
 fn check(span: PageRange, new: &[Entry<()>]) {
@@ -110,18 +114,23 @@ fn check_ends(leaf: &Node, lo: usize, hi: usize, span: PageRange) {
 }
 
 /// The short cut; `None` if it does not apply.
-fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<Done> {
+fn in_one_leaf(
+    root: NodeRef<'_>,
+    span: PageRange,
+    new: &[Entry<()>],
+    retired: &mut Vec<NonNull<Node>>,
+) -> Option<Done> {
     let (first, last) = (span.start().get(), span.end().get() - 1);
     let height = root.level() + 1;
-    let mut path = [Step { node: root, at: 0 }; MAX_HEIGHT];
+    let mut path: SmallVec<[Step<'_>; MAX_HEIGHT]> = SmallVec::new();
     let mut node = root;
-    for level in (1..height).rev() {
+    for _ in 1..height {
         let starts = &node.get().inner().starts;
         let i = rank(starts, first);
         if starts[i + 1] <= last {
             return None;
         }
-        path[level] = Step { node, at: i };
+        path.push(Step { node, at: i });
         node = node.child(i);
     }
     let leaf = node.get();
@@ -136,18 +145,17 @@ fn in_one_leaf(root: NodeRef<'_>, span: PageRange, new: &[Entry<()>]) -> Option<
     if !(min..=LEAF_MAX).contains(&len) || removed + new.len() == 0 {
         return None;
     }
-    let mut retired = Retired::new();
     retired.push(node.as_ptr());
     let mut changed = Changed::leaf(leaf, lo, hi, new);
     let mut made = store(leaf, |leaf| leaf.splice(lo, hi, new));
-    for &Step { node, at } in &path[1..height] {
+    for &Step { node, at } in path.iter().rev() {
         let old = node.get();
         let child = changed.as_child(old.inner().gaps[at], made);
         changed = Changed::inner(old, at, child);
         made = store(old, |node| node.set_child(at, child));
         retired.push(node.as_ptr());
     }
-    Some(Done { root: Some(finish(made, root.entries - removed + new.len())), retired, removed })
+    Some(Done { root: Some(finish(made, root.entries - removed + new.len())), removed })
 }
 
 /// A node of which the slots `lo..hi` are replaced: what its parent has to know
@@ -256,7 +264,7 @@ impl<'t> Edit<'t> {
         let step = Step { node: root, at: 0 };
         let height = root.level() + 1;
         let mut edit =
-            Edit { left: [step; MAX_HEIGHT], right: [step; MAX_HEIGHT], height, retired: Retired::new(), removed: 0 };
+            Edit { left: [step; MAX_HEIGHT], right: [step; MAX_HEIGHT], height, retired: SmallVec::new(), removed: 0 };
         let (mut left, mut right) = (root, root);
         for level in (1..height).rev() {
             let i = rank(&left.inner().starts, first);
