@@ -38,7 +38,7 @@ SOURCES = {
     "src/lock/mod.rs": ("find_and_lock", "find_and_lock"),
     "src/mmap_lock/futex.rs": ("*", "read_wait write_wait unlock_write give_to_readers wake_writer downgrade"),
     "src/mmap_lock/kernel.rs": ("*", "read_wait write_wait unlock_write give_to_readers wake_writer downgrade"),
-    "src/rcu.rs": ("*", "drop enter enter_shared start advance synchronize defer_all barrier"),
+    "src/rcu.rs": ("*", "drop enter_word nest enter_shared start advance synchronize defer_all barrier"),
     "src/membarrier.rs": ("*", "heavy"),
     "src/slab.rs": ("give_to_depot release_page take_from_depot", "give_to_depot"),
     "src/thread.rs": ("*", "drop announce"),

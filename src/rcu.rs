@@ -89,6 +89,9 @@ impl ThreadWords {
     }
 }
 
+/// Which of the words is [`READERS`]'s.
+const READERS_WORD: usize = 0;
+
 /// One kind of read section with its grace periods.
 pub struct Domain {
     index: usize,
@@ -116,7 +119,7 @@ struct Progress {
 
 statics! {
     /// Short sections: tree walks, lock attempts. Never held across a wait.
-    pub static READERS: Domain = Domain::new(0);
+    pub static READERS: Domain = Domain::new(READERS_WORD);
     /// A whole fault. Waited for only when an address space is torn down.
     pub static FAULTS: Domain = Domain::new(1);
 }
@@ -135,7 +138,16 @@ pub struct ReadGuard {
 /// Enters a section of [`READERS`] (`rcu_read_lock`). Async-signal-safe.
 #[inline]
 pub fn read() -> ReadGuard {
-    READERS.enter()
+    READERS.enter_word(READERS_WORD)
+}
+
+/// Enters a section inside another, whose word is `old`. Out of line, for the sake
+/// of those that are not.
+#[inline(never)]
+fn nest(word: &AtomicU64, old: u64) {
+    assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
+    // Release: as in `enter_word`, for `advance` may as well read this one.
+    word.store(old + 1, Ordering::Release);
 }
 
 impl ReadGuard {
@@ -181,10 +193,17 @@ impl Domain {
     /// If sections nest deeper than 65 534.
     #[inline]
     pub fn enter(&'static self) -> ReadGuard {
+        self.enter_word(self.index)
+    }
+
+    /// `index` is this domain's; the caller knows it without a look.
+    #[inline(always)]
+    fn enter_word(&'static self, index: usize) -> ReadGuard {
+        debug_assert_eq!(index, self.index);
         let Some(slot) = thread::current() else {
             return ReadGuard { domain: self, cell: self.enter_shared(), shared: true, _not_send: PhantomData };
         };
-        let word = &slot.rcu.word[self.index];
+        let word = &slot.rcu.word[index];
         let old = word.load(Ordering::Relaxed);
         if old & NEST_MASK == 0 {
             // Acquire: pairs with the Release in `stamp`: a section that carries
@@ -201,9 +220,7 @@ impl Domain {
             word.store(number << NEST_BITS | 1, Ordering::Release);
             membarrier::light();
         } else {
-            assert!(old & NEST_MASK < NEST_MASK - 1, "RCU sections nested too deeply");
-            // Release: as above, for `advance` may as well read this one.
-            word.store(old + 1, Ordering::Release);
+            nest(word, old);
         }
         ReadGuard { domain: self, cell: word, shared: false, _not_send: PhantomData }
     }
@@ -272,7 +289,7 @@ impl Domain {
     /// Whether this is [`READERS`].
     #[inline]
     pub(crate) fn protects_readers(&self) -> bool {
-        self.index == 0
+        self.index == READERS_WORD
     }
 
     /// The stamp for an object unlinked before this call: it may be freed when
