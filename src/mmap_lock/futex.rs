@@ -43,11 +43,11 @@ const TURN: u64 = 1 << 61;
 /// whoever leaves the lock later wakes again.
 const WOKEN: u64 = 1 << 62;
 
-/// Pauses of a writer that spins, in all: some tens of microseconds, less than it
-/// takes to wake a sleeper. (The kernel's spins as long as the holder runs.)
-const PAUSES: u32 = 4 * SPINS;
+/// Pauses of a writer that spins, in all: some tens of microseconds, as it takes
+/// to wake a sleeper. (The kernel's spins as long as the holder runs.)
+const PAUSES: u32 = 16 * SPINS;
 /// ... and between two looks, at most: a microsecond or two.
-const PAUSES_BETWEEN_MAX: u32 = 32;
+const PAUSES_BETWEEN_MAX: u32 = 64;
 
 /// See the file's documentation.
 pub struct Futex {
