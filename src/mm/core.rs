@@ -404,11 +404,15 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
     /// Returns the VMAs that fell out of use, to be freed when their pages are
     /// gone, and the incarnation of the piece that was added, if one was.
     pub(crate) fn commit(&mut self, mut prepared: Prepared<'m, S>) -> (Detached<'m, S>, u64) {
-        self.commit_from(&mut prepared)
+        let mut detached = Detached::new();
+        let fresh = self.commit_from(&mut prepared, &mut detached);
+        (detached, fresh)
     }
 
     /// [`commit`](MmapWrite::commit) of the caller's own, which is empty afterwards.
-    pub(crate) fn commit_from(&mut self, prepared: &mut Prepared<'m, S>) -> (Detached<'m, S>, u64) {
+    /// (`detached`, empty before, is not to be moved right after it was filled: that
+    /// waits for the tree's nodes, stored before, to reach the cache.)
+    pub(crate) fn commit_from(&mut self, prepared: &mut Prepared<'m, S>, detached: &mut Detached<'m, S>) -> u64 {
         let Prepared { span, planned, old, new, touched } = prepared;
         let span = *span;
         point(Point::Commit);
@@ -463,11 +467,10 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         let detach = |vma: VmaWrite<'m, S>| {
             if self.exit && mutant(Mutant::ExitWithoutDetach) { vma.leave_attached() } else { vma.detach() }
         };
-        let mut detached = Detached::new();
         for vma in old.drain(..).flatten() {
             detached.push(detach(vma));
         }
-        (detached, fresh)
+        fresh
     }
 
     /// Changes flags of a whole VMA, which neither splits nor merges.

@@ -1,6 +1,6 @@
 //! `mmap`: private and shared, anonymous memory and files.
 
-use super::core::{Affected, MmapWrite, Prepared};
+use super::core::{Affected, Detached, MmapWrite, Prepared};
 use super::modify::{before, from};
 use super::place::Wanted;
 use super::{MapFlags, Mapping, Mm, Prot};
@@ -216,7 +216,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             self.zap_touched(&touched);
         }
         point(Point::H10);
-        let (detached, incarnation) = write.commit_from(&mut prepared);
+        let mut detached = Detached::new();
+        let incarnation = write.commit_from(&mut prepared, &mut detached);
         drop(detached);
         if mutant(Mutant::AttachUnlocked) {
             write.finish_late(range.start(), flags);

@@ -1,7 +1,7 @@
 //! `munmap`.
 
 use super::Mm;
-use super::core::{MmapWrite, Prepared, Touched, page_range};
+use super::core::{Detached, MmapWrite, Prepared, Touched, page_range};
 use super::modify::{before, from};
 use crate::addr::{PageRange, VirtAddr, page_align_up};
 use crate::lock::{Kill, LockScheme};
@@ -78,7 +78,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Ok(());
         }
         let touched = touched_in(&prepared, range);
-        let (detached, _) = write.commit_from(&mut prepared);
+        let mut detached = Detached::new();
+        write.commit_from(&mut prepared, &mut detached);
         // The VMAs are drained, detached and out of the tree, so no fault can
         // bring a page back; and no mmap can reuse the range before the read
         // lock goes (I10, B20). All VMA write locks end here. Without a page
@@ -104,7 +105,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let mut prepared = Prepared::default();
         if self.prepare_unmap(write, &mut prepared, range, None)? {
             let touched = touched_in(&prepared, range);
-            let (detached, _) = write.commit_from(&mut prepared);
+            let mut detached = Detached::new();
+            write.commit_from(&mut prepared, &mut detached);
             if let Some(touched) = touched {
                 self.zap_touched(&touched);
             }

@@ -200,14 +200,15 @@ impl<T> VmaTree<T> {
         // whatever it points to.
         let new = unsafe { &*(ptr::from_ref(new) as *const [Entry<()>]) };
         // Relaxed: the lock that excludes mutations orders them.
-        let root = NonNull::new(self.root.load(Ordering::Relaxed));
+        let old = NonNull::new(self.root.load(Ordering::Relaxed));
         // SAFETY: the root is live, and only mutations free nodes: this one does after `edit`.
-        let root = root.map(|root| unsafe { NodeRef::new(root) });
+        let root = old.map(|root| unsafe { NodeRef::new(root) });
         // SAFETY: no other `replace` runs meanwhile, and nothing else uses it.
         let retired = unsafe { &mut *self.retired.get() };
-        let Some(done) = write::edit(root, span, new, retired) else {
+        let done = write::edit(root, span, new, retired);
+        if done.root == old {
             return 0;
-        };
+        }
         let root = done.root.map_or(ptr::null_mut(), NonNull::as_ptr);
         // Release: pairs with the Acquire in `load`.
         self.root.store(root, Ordering::Release);

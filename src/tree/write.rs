@@ -19,9 +19,10 @@ use crate::addr::PageRange;
 use smallvec::SmallVec;
 use std::ptr::NonNull;
 
-/// What a mutation comes to.
+/// What a mutation comes to. (Two words, which are returned in registers.)
 pub(super) struct Done {
-    /// The new root, freshly made; `None` if the tree is empty now.
+    /// The new root, freshly made, or the old one if nothing changes; `None` if the
+    /// tree is empty now.
     pub(super) root: Option<NonNull<Node>>,
     /// Entries removed.
     pub(super) removed: usize,
@@ -47,36 +48,28 @@ struct Edit<'t> {
     removed: usize,
 }
 
-/// Replaces what is in `span` by `new`; `None` if that changes nothing. Adds the
-/// nodes that the new root does not reach to `retired`, once each.
+/// Replaces what is in `span` by `new`. Adds the nodes that the new root does not
+/// reach to `retired`, once each.
 pub(super) fn edit(
     root: Option<NodeRef<'_>>,
     span: PageRange,
     new: &[Entry<()>],
     retired: &mut Vec<NonNull<Node>>,
-) -> Option<Done> {
+) -> Done {
     check(span, new);
     let Some(root) = root else {
-        return (!new.is_empty()).then(|| {
-            let mut made = pack_leaves(new, None);
-            for level in 1.. {
-                if made.len() == 1 {
-                    break;
-                }
-                made = pack_inner(level, &made, None);
-            }
-            Done { root: Some(finish(made[0].node, new.len())), removed: 0 }
-        });
+        return Done { root: first_root(new), removed: 0 };
     };
+    let unchanged = Done { root: Some(root.as_ptr()), removed: 0 };
     if span.is_empty() {
-        return None;
+        return unchanged;
     }
     if let Some(done) = in_one_leaf(root, span, new, retired) {
-        return Some(done);
+        return done;
     }
     let mut edit = Edit::descend(root, span);
     if edit.removed == 0 && new.is_empty() {
-        return None;
+        return unchanged;
     }
     let entries = root.entries - edit.removed + new.len();
     let mut made = edit.leaves(new);
@@ -87,7 +80,19 @@ pub(super) fn edit(
     }
     let root = made.first().map(|child| finish(child.node, entries));
     retired.extend_from_slice(&edit.retired);
-    Some(Done { root, removed: edit.removed })
+    Done { root, removed: edit.removed }
+}
+
+/// The root of a tree that was empty.
+fn first_root(new: &[Entry<()>]) -> Option<NonNull<Node>> {
+    let mut made = pack_leaves(new, None);
+    for level in 1.. {
+        if made.len() <= 1 {
+            break;
+        }
+        made = pack_inner(level, &made, None);
+    }
+    made.first().map(|child| finish(child.node, new.len()))
 }
 
 fn check(span: PageRange, new: &[Entry<()>]) {
