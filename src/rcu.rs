@@ -400,7 +400,8 @@ impl Queue {
     }
 
     /// Stamps what is unstamped. All of it was unlinked before: by this thread,
-    /// or by one that has given the queue's mutex on since.
+    /// or by one that has given the queue's mutex on since, or the lock that
+    /// excludes mutations of its tree.
     fn stamp(&self) {
         self.with(stamp_all);
     }

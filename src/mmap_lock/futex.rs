@@ -19,7 +19,7 @@
 //! Waiters spin, then sleep on a futex. A writer that was woken spins again, or
 //! it would be unlucky each time against one that never sleeps.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop};
+use crate::sync::{AtomicU32, AtomicU64, MODEL, Ordering, SPINS, const_fn, futex_wait, futex_wake, spin_loop};
 
 /// Bits 0..20: readers that hold the lock.
 const READER: u64 = 1;
@@ -45,7 +45,7 @@ const WOKEN: u64 = 1 << 62;
 
 /// Pauses of a writer that spins, in all: some tens of microseconds, as it takes
 /// to wake a sleeper. (The kernel's spins as long as the holder runs.)
-const PAUSES: u32 = 16 * SPINS;
+const PAUSES: u32 = if MODEL { 1 } else { 16 * SPINS };
 /// ... and between two looks, at most: a microsecond or two.
 const PAUSES_BETWEEN_MAX: u32 = 64;
 

@@ -418,8 +418,11 @@ impl Kernel {
                 return Wakes::NOBODY;
             }
             // Relaxed: it looks again under the wait lock. Who has been told already
-            // is on its way, and forgets it there before it sleeps again.
-            if first.woken.swap(1, Ordering::Relaxed) == 1 {
+            // is on its way, and forgets it there before it sleeps again. Told again
+            // if nobody else can take the lock: whoever told it may have lost the
+            // processor before the wake-up.
+            let told = first.woken.swap(1, Ordering::Relaxed) == 1;
+            if told && self.count.load(Ordering::Relaxed) & HANDOFF == 0 {
                 return Wakes::NOBODY;
             }
             return Wakes { writer: &first.woken, ..Wakes::NOBODY };

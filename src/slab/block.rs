@@ -11,19 +11,21 @@
 //! in use at once.
 
 use super::{PageHead, PagePtr, SLAB_BYTES};
+use crate::sync::{Mutex, statics};
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::alloc::{Layout, alloc};
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::Mutex;
 
 /// A huge page of x86.
 const BLOCK_BYTES: usize = 2 << 20;
 
-/// Pages of blocks that are not in use: there is nothing in them.
-static BLANK: Mutex<Vec<PagePtr>> = Mutex::new(Vec::new());
+statics! {
+    /// Pages of blocks that are not in use.
+    static BLANK: Mutex<Vec<PagePtr>> = Mutex::new(Vec::new());
+}
 
-/// Memory for one slab page, which holds nothing. `None` when the system has none.
+/// Memory for one slab page, which may hold anything. `None` when the system has none.
 pub(super) fn take() -> Option<NonNull<PageHead>> {
     const LAYOUT: Layout = match Layout::from_size_align(BLOCK_BYTES, BLOCK_BYTES) {
         Ok(layout) => layout,
@@ -42,12 +44,49 @@ pub(super) fn take() -> Option<NonNull<PageHead>> {
     blank.pop().map(|PagePtr(page)| page)
 }
 
-/// Gives the memory of a page from [`take`] back.
+/// Gives a page from [`take`] back; with `poisoned` what is in it stays, to be seen
+/// by whoever should not look.
 ///
 /// # Safety
 /// Nobody can reach the page any more.
-pub(super) unsafe fn give_back(page: NonNull<PageHead>) {
-    // SAFETY: the page is ours. Should the host refuse, its memory waits for the next user.
-    let _ = unsafe { madvise(page.cast::<c_void>(), SLAB_BYTES, MmapAdvise::MADV_DONTNEED) };
+pub(super) unsafe fn give_back(page: NonNull<PageHead>, poisoned: bool) {
+    if !poisoned {
+        // SAFETY: the page is ours. Should the host refuse, its memory waits for the next user.
+        let _ = unsafe { madvise(page.cast::<c_void>(), SLAB_BYTES, MmapAdvise::MADV_DONTNEED) };
+    }
     BLANK.lock().expect("blank pages").push(PagePtr(page));
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_goes_back_unless_it_is_poisoned() {
+        let resident = |page: NonNull<PageHead>| {
+            let mut there = [0u8; SLAB_BYTES / 4096];
+            // SAFETY: a block's addresses stay; one byte for each page.
+            let result = unsafe { libc::mincore(page.as_ptr().cast(), SLAB_BYTES, there.as_mut_ptr()) };
+            assert_eq!(result, 0);
+            there.iter().any(|there| there & 1 != 0)
+        };
+        // Twice as many as another test could take from us before we look.
+        let pages = [(); 2 * BLOCK_BYTES / SLAB_BYTES].map(|()| take().unwrap());
+        for page in pages {
+            // SAFETY: ours.
+            unsafe { page.as_ptr().cast::<u8>().write_bytes(1, SLAB_BYTES) };
+            assert!(resident(page));
+        }
+        // SAFETY: ours, and given back once.
+        pages.iter().for_each(|page| unsafe { give_back(*page, false) });
+        let gone = pages.iter().filter(|page| !resident(**page)).count();
+        assert!(gone >= pages.len() / 2, "{gone} of {}", pages.len());
+        let page = take().unwrap();
+        // SAFETY: ours, then given back once.
+        unsafe {
+            page.as_ptr().cast::<u8>().write_bytes(1, SLAB_BYTES);
+            give_back(page, true);
+        }
+        assert!(resident(page));
+    }
 }

@@ -227,6 +227,8 @@ impl<T> VmaTree<T> {
                 }
             }
         }
+        // A large operation's list is not kept.
+        retired.shrink_to(4 * RETIRED_MAX);
         done.removed
     }
 }

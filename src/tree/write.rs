@@ -150,7 +150,6 @@ fn in_one_leaf(
     if !(min..=LEAF_MAX).contains(&len) || removed + new.len() == 0 {
         return None;
     }
-    retired.push(node.as_ptr());
     let mut changed = Changed::leaf(leaf, lo, hi, new);
     let mut made = store(leaf, |leaf| leaf.splice(lo, hi, new));
     for &Step { node, at } in path.iter().rev() {
@@ -158,8 +157,10 @@ fn in_one_leaf(
         let child = changed.as_child(old.inner().gaps[at], made);
         changed = Changed::inner(old, at, child);
         made = store(old, |node| node.set_child(at, child));
-        retired.push(node.as_ptr());
     }
+    // Not before all is made that may fail: until then the tree reaches them.
+    retired.push(node.as_ptr());
+    retired.extend(path.iter().map(|step| step.node.as_ptr()));
     Some(Done { root: Some(finish(made, root.entries - removed + new.len())), removed })
 }
 
