@@ -22,7 +22,7 @@
 //! [`Reclaim::AfterGracePeriod`] it is freed when every read section that may
 //! have loaded an older root is over, with [`Reclaim::AtOnce`] immediately,
 //! for trees that are read under the lock that excludes mutations. RCU is told
-//! of it by the dozen ([`RETIRED_MAX`]): until then the tree keeps it.
+//! of it by the dozen (`RETIRED_MAX`): until then the tree keeps it.
 //!
 //! Mutations exclude each other by the caller's lock (the mmap lock for
 //! writing).
