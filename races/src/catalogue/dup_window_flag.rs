@@ -19,7 +19,7 @@ pub static RACE: Race = Race {
     also: &[],
     locks: &[Lock::TypeSafe],
     executors: Executor::ALL,
-    depth: Depth { schedules: 100_000, preemptions: 2 },
+    depth: Depth { schedules: 400_000, preemptions: 2 },
     knob: None,
     spaces: &[Space::Real],
     set_up: |stage| {
