@@ -287,6 +287,10 @@ pub trait Mmu: Send + Sync + 'static {
     /// Drops what was freed lazily in `range` (MADV_PAGEOUT).
     fn reclaim(&self, range: PageRange);
 
+    /// Drops every page of `range` that is not the zero page (MADV_PAGEOUT of a
+    /// droppable mapping): the zero page is nobody's to reclaim.
+    fn drop_own(&self, range: PageRange);
+
     /// Loads or stores bytes as the program would, reporting instead of
     /// raising a signal.
     ///

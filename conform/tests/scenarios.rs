@@ -297,6 +297,10 @@ scenarios! {
         map_as(0, 4, RW, 0x38), store(0), Mlock { addr: page(0), len: PAGE }, advise(0, 1, 19), advise(0, 1, 17), map_as(0, 4, RW, 0x2038),
         Fork, load(0), store(1),
     ];
+    droppable_memory_is_paged_out: [
+        map_as(0, 5, RW, 0x28), load(0), store(1), load(2), store(2), load(3), store(4), advise(0, 3, 21), load(0), store(0),
+        protect(0, 5, NONE), advise(0, 5, 21), protect(0, 5, RW), load(3), load(4),
+    ];
     copies_on_write: [
         map(0, 6), store(0), store(1), store(2), load(4), protect(2, 1, R), Fork, store(0), load(1), protect(2, 1, RW), store(2),
         load(4), Fork, store(0), load(2), remap(0, 3, 3, MOVE_TO, 20), load(21),

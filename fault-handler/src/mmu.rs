@@ -462,6 +462,11 @@ impl Mmu for UffdMmu {
         self.drop_lazy(range);
     }
 
+    fn drop_own(&self, range: PageRange) {
+        self.check(range);
+        self.drop_all_but_zero_pages(range);
+    }
+
     fn access(&self, addr: VirtAddr, op: AccessOp<'_>) -> Result<(), Trap> {
         let (dst, src, len) = match op {
             AccessOp::Load(buf) => (buf.as_mut_ptr() as usize, addr.get(), buf.len()),

@@ -56,7 +56,16 @@ impl Presence {
     /// meanwhile may or may not be reported.
     pub fn runs<E>(&self, range: PageRange, run: impl FnMut(PageRange) -> Result<(), E>) -> Result<(), E> {
         match &self.pagemap {
-            Some(pagemap) => runs_by_scan(pagemap, range, run),
+            Some(pagemap) => runs_by_scan(pagemap, range, POPULATED, run),
+            None => runs_by_mincore(range, run),
+        }
+    }
+
+    /// The same of pages that hold something of their own: not of the zero page.
+    /// Where the kernel cannot tell (before Linux 6.7): of all.
+    pub fn own<E>(&self, range: PageRange, run: impl FnMut(PageRange) -> Result<(), E>) -> Result<(), E> {
+        match &self.pagemap {
+            Some(pagemap) => runs_by_scan(pagemap, range, OWN, run),
             None => runs_by_mincore(range, run),
         }
     }
@@ -80,6 +89,10 @@ const WRITTEN: Categories = Categories {
     any: 0,
     inverted: PAGE_IS_PFNZERO as u64,
 };
+
+/// Present, and not the zero page.
+const OWN: Categories =
+    Categories { all: (PAGE_IS_PRESENT | PAGE_IS_PFNZERO) as u64, any: 0, inverted: PAGE_IS_PFNZERO as u64 };
 
 const NOTHING: page_region = page_region { start: 0, end: 0, categories: 0 };
 
@@ -110,11 +123,16 @@ fn scan(
     Ok((runs as usize, VirtAddr(arg.walk_end as usize)))
 }
 
-fn runs_by_scan<E>(pagemap: &File, range: PageRange, mut run: impl FnMut(PageRange) -> Result<(), E>) -> Result<(), E> {
+fn runs_by_scan<E>(
+    pagemap: &File,
+    range: PageRange,
+    wanted: Categories,
+    mut run: impl FnMut(PageRange) -> Result<(), E>,
+) -> Result<(), E> {
     let mut found = [NOTHING; 64];
     let mut left = range;
     while !left.is_empty() {
-        let (runs, stopped) = match scan(pagemap, left, POPULATED, &mut found) {
+        let (runs, stopped) = match scan(pagemap, left, wanted, &mut found) {
             Ok(answer) => answer,
             Err(Errno::EINTR) => continue,
             // It worked when the region was made, and arguments are as they were.

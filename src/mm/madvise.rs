@@ -223,7 +223,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
                     && let Some(touched) = write.drain(&[*vma]).touched_in(range)
                 {
                     if segment.flags.contains(VmaFlags::DROPPABLE) {
-                        self.mmu().discard(touched.span);
+                        self.mmu().drop_own(touched.span);
                     } else {
                         self.mmu().reclaim(touched.span);
                     }

@@ -446,6 +446,18 @@ impl Mmu for SoftMmu {
         }
     }
 
+    fn drop_own(&self, range: PageRange) {
+        // A page that was only read stands for the zero page.
+        let own = |page: VirtAddr| {
+            let writable = self.state(page).load(Ordering::Relaxed) & WRITABLE != 0;
+            writable || self.words(page).iter().any(|word| word.load(Ordering::Relaxed) != 0)
+        };
+        range
+            .iter_pages()
+            .filter(|page| own(*page))
+            .for_each(|page| self.remove(PageRange::sized(page, PAGE_SIZE), POPULATED));
+    }
+
     fn reclaim(&self, range: PageRange) {
         for page in range.iter_pages() {
             if self.lock_page(page, |now| now & LAZY == 0).is_some() {

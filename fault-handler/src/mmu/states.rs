@@ -123,6 +123,25 @@ impl UffdMmu {
         }
     }
 
+    /// See `drop_own`.
+    pub(super) fn drop_all_but_zero_pages(&self, range: PageRange) {
+        let region = &*self.region;
+        let mut own: Vec<PageRange> = Vec::new();
+        let mut look = |at: PageRange, pages: PageRange| {
+            let _: Result<(), Infallible> = region.presence().own(at, |run| {
+                own.push(PageRange::sized(pages.start() + (run.start() - at.start()), run.bytes()));
+                Ok(())
+            });
+        };
+        look(range, range);
+        let (first, last) = region.bits(range);
+        for run in region.pages.hidden.runs(first, last) {
+            let pages = region.pages_of(run);
+            look(region.twin_of(pages), pages);
+        }
+        own.into_iter().for_each(|run| self.drop_contents(run));
+    }
+
     /// Removes contents, wherever they are, and the marks of lazy freeing.
     pub(super) fn drop_contents(&self, range: PageRange) {
         if range.is_empty() {

@@ -477,6 +477,9 @@ impl Mmu for Stopping {
     fn reclaim(&self, range: PageRange) {
         self.soft.reclaim(range);
     }
+    fn drop_own(&self, range: PageRange) {
+        self.soft.drop_own(range);
+    }
 }
 
 /// I9, I10, R24, R26: while pages go or change, no fault can bring one back,
