@@ -287,7 +287,7 @@ pub trait Mmu: Send + Sync + 'static {
     /// Drops what was freed lazily in `range` (MADV_PAGEOUT).
     fn reclaim(&self, range: PageRange);
 
-    /// Drops every page of `range` that is not the zero page (MADV_PAGEOUT of a
+    /// Drops every page of `range` that holds anything but zeros (MADV_PAGEOUT of a
     /// droppable mapping): the zero page is nobody's to reclaim.
     fn drop_own(&self, range: PageRange);
 

@@ -300,6 +300,8 @@ scenarios! {
     droppable_memory_is_paged_out: [
         map_as(0, 5, RW, 0x28), load(0), store(1), load(2), store(2), load(3), store(4), advise(0, 3, 21), load(0), store(0),
         protect(0, 5, NONE), advise(0, 5, 21), protect(0, 5, RW), load(3), load(4),
+        map_as(8, 4, NONE, 0x38), protect(9, 1, R), Mlock { addr: page(9), len: PAGE }, advise(9, 1, 21), map_as(12, 1, R, 0x8038),
+        advise(12, 1, 21), load(12),
     ];
     copies_on_write: [
         map(0, 6), store(0), store(1), store(2), load(4), protect(2, 1, R), Fork, store(0), load(1), protect(2, 1, RW), store(2),
@@ -409,4 +411,10 @@ fn large_anonymous_memory_ignores_the_offset() {
     let of =
         |flags| Mmap { addr: abs(0), len: 512 * PAGE, prot: NONE, flags, file: ReadWrite, offset: 5 * PAGE as u64 };
     check_in(large, &[map(0, 1), of(0x22), of(0x21), of(0x2)]);
+}
+
+#[test]
+fn large_anonymous_memory_moves_to_whatever_offset_is_free() {
+    let large = Setup { place: Large, ..Setup::THOROUGH };
+    check_in(large, &[map_as(0x7ff, 1, NONE, FIXED), map_as(0, 3, NONE, FIXED), remap(1, 1, 1024, MAYMOVE, 0)]);
 }

@@ -137,9 +137,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Err(Errno::ENOMEM);
         }
         let anonymous = file.is_none() && !shared;
-        // The place of anonymous memory does not depend on the offset that it was asked for with.
-        let offset = if file.is_some() { offset as usize } else { 0 };
-        let range = self.get_unmapped_area(&write, Wanted { addr, len, flags, offset, anonymous })?;
+        let range = self.get_unmapped_area(&write, Wanted { addr, len, flags, anonymous })?;
         if flags.contains(MapFlags::FIXED_NOREPLACE) && !write.snapshot().is_free(range) {
             return Err(Errno::EEXIST);
         }

@@ -303,12 +303,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// `vrm_set_new_addr`
     fn new_place(&self, write: &MmapWrite<'_, S>, remap: &Remap, vma: &Segment) -> Result<PageRange, Errno> {
         let fixed = remap.flags.contains(RemapFlags::FIXED);
-        let pgoff = vma.pgoff + ((remap.addr - vma.range.start().get()) >> PAGE_SHIFT) as u64;
         let wanted = Wanted {
             addr: if remap.implies_new_addr() { remap.new_addr } else { 0 },
             len: remap.new_len,
             flags: if fixed { MapFlags::FIXED } else { MapFlags::empty() },
-            offset: (pgoff << PAGE_SHIFT) as usize,
             anonymous: vma.is_anonymous(),
         };
         self.get_unmapped_area(write, wanted)

@@ -23,8 +23,6 @@ pub(super) struct Wanted {
     /// Whole pages.
     pub(super) len: usize,
     pub(super) flags: MapFlags,
-    /// Offset of what is mapped, in bytes: huge pages are aligned to it.
-    pub(super) offset: usize,
     /// Private anonymous memory: whole huge pages are aligned.
     pub(super) anonymous: bool,
 }
@@ -105,7 +103,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if wanted.anonymous
             && addr == 0
             && self.core().kernel().aligns_huge(len.is_multiple_of(PMD_SIZE))
-            && let Some(start) = huge_aligned(&snapshot, len, wanted.offset, bounds)
+            && let Some(start) = huge_aligned(&snapshot, len, bounds)
         {
             return Ok(place(start));
         }
@@ -117,18 +115,11 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     }
 }
 
-/// A place that is aligned to a huge page like `offset`, if there is room
-/// (`__thp_get_unmapped_area`).
-fn huge_aligned<S: LockScheme>(
-    snapshot: &Snapshot<'_, Vma<S>>,
-    len: usize,
-    offset: usize,
-    bounds: PageRange,
-) -> Option<VirtAddr> {
+/// A place that is aligned to a huge page, if there is room
+/// (`__thp_get_unmapped_area`; the offset of anonymous memory is taken for 0).
+fn huge_aligned<S: LockScheme>(snapshot: &Snapshot<'_, Vma<S>>, len: usize, bounds: PageRange) -> Option<VirtAddr> {
     // At least one whole huge page lies inside.
-    let end = offset.checked_add(len)?;
-    let aligned = offset.checked_next_multiple_of(PMD_SIZE)?;
-    if end <= aligned || end - aligned < PMD_SIZE {
+    if len < PMD_SIZE {
         return None;
     }
     let padded = len.checked_add(PMD_SIZE)?;
@@ -137,7 +128,7 @@ fn huge_aligned<S: LockScheme>(
     }
     let start = top_down(snapshot, padded, bounds).or_else(|| bottom_up(snapshot, padded, bounds))?;
     // The place found ends at the top of its gap: as high as alignment permits.
-    let up = offset.wrapping_sub(start.get()) & (PMD_SIZE - 1);
+    let up = start.get().wrapping_neg() & (PMD_SIZE - 1);
     Some(start + if up == 0 { PMD_SIZE } else { up })
 }
 

@@ -5,7 +5,7 @@ use crate::hidden::PageBits;
 use crate::region::Region;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
-use vmalab::addr::PageRange;
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::mmu::MmuError;
 
 /// Pages that are looked at in one go: a bit each, on the stack.
@@ -123,13 +123,16 @@ impl UffdMmu {
         }
     }
 
-    /// See `drop_own`.
+    /// See `drop_own`. Where stores are not permitted a page of zeros stands for
+    /// the zero page, which cannot be installed protected; so what is in it decides.
     pub(super) fn drop_all_but_zero_pages(&self, range: PageRange) {
         let region = &*self.region;
         let mut own: Vec<PageRange> = Vec::new();
         let mut look = |at: PageRange, pages: PageRange| {
             let _: Result<(), Infallible> = region.presence().own(at, |run| {
-                own.push(PageRange::sized(pages.start() + (run.start() - at.start()), run.bytes()));
+                let in_region = |page: VirtAddr| pages.start() + (page - at.start());
+                let filled = run.iter_pages().filter(|page| !is_zero(PageRange::sized(*page, PAGE_SIZE)));
+                own.extend(filled.map(|page| PageRange::sized(in_region(page), PAGE_SIZE)));
                 Ok(())
             });
         };
