@@ -287,8 +287,8 @@ pub trait Mmu: Send + Sync + 'static {
     /// Drops what was freed lazily in `range` (MADV_PAGEOUT).
     fn reclaim(&self, range: PageRange);
 
-    /// Drops every page of `range` that holds anything but zeros (MADV_PAGEOUT of a
-    /// droppable mapping): the zero page is nobody's to reclaim.
+    /// Drops every page of `range` that may be stored to or holds anything but zeros
+    /// (MADV_PAGEOUT of a droppable mapping): the zero page is nobody's to reclaim.
     fn drop_own(&self, range: PageRange);
 
     /// Loads or stores bytes as the program would, reporting instead of

@@ -301,7 +301,11 @@ scenarios! {
         map_as(0, 5, RW, 0x28), load(0), store(1), load(2), store(2), load(3), store(4), advise(0, 3, 21), load(0), store(0),
         protect(0, 5, NONE), advise(0, 5, 21), protect(0, 5, RW), load(3), load(4),
         map_as(8, 4, NONE, 0x38), protect(9, 1, R), Mlock { addr: page(9), len: PAGE }, advise(9, 1, 21), map_as(12, 1, R, 0x8038),
-        advise(12, 1, 21), load(12),
+        advise(12, 1, 21), load(12), map_as(13, 1, W, 0x8038), advise(13, 1, 21), map_as(14, 2, W, 0x38), Mlock { addr: page(15), len: PAGE },
+        advise(15, 1, 21),
+    ];
+    a_forked_mapping_grows_into_its_neighbour: [
+        map(0, 3), store(0), map(8, 1), remap(8, 1, 1, MOVE_TO, 5), Fork, remap(1, 2, 4, 0, 0),
     ];
     copies_on_write: [
         map(0, 6), store(0), store(1), store(2), load(4), protect(2, 1, R), Fork, store(0), load(1), protect(2, 1, RW), store(2),

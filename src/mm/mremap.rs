@@ -271,9 +271,15 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             layout.keep(place, vma.segment());
         }
         let vma = affected[overlap.start - 1].segment();
-        layout.change(None, Segment { range: room, pgoff: vma.pgoff + vma.range.pages() as u64, ..vma });
-        for (place, vma) in affected.iter().enumerate().skip(overlap.start) {
-            layout.keep(place, vma.segment());
+        let added = Segment { range: room, pgoff: vma.pgoff + vma.range.pages() as u64, ..vma };
+        layout.change(None, added);
+        for (place, next) in affected.iter().enumerate().skip(overlap.start) {
+            let next = next.segment();
+            // Here an identity is given on even if it was inherited: `is_mergeable_anon_vma`
+            // asks that of an existing VMA between the two, and there is none.
+            let named = Segment { anon_vma: vma.anon_vma, ..next };
+            let given = next.anon_vma == 0 && added.can_merge(&named);
+            layout.keep(place, if given { named } else { next });
         }
         if let Some(prepared) = write.prepare(&affected, &layout, None)? {
             drop(write.commit(prepared));

@@ -447,7 +447,10 @@ impl Mmu for SoftMmu {
     }
 
     fn drop_own(&self, range: PageRange) {
-        let own = |page: VirtAddr| self.words(page).iter().any(|word| word.load(Ordering::Relaxed) != 0);
+        let own = |page: VirtAddr| {
+            let writable = self.state(page).load(Ordering::Relaxed) & WRITABLE != 0;
+            writable || self.words(page).iter().any(|word| word.load(Ordering::Relaxed) != 0)
+        };
         range
             .iter_pages()
             .filter(|page| own(*page))

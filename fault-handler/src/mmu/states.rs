@@ -124,14 +124,16 @@ impl UffdMmu {
     }
 
     /// See `drop_own`. Where stores are not permitted a page of zeros stands for
-    /// the zero page, which cannot be installed protected; so what is in it decides.
+    /// the zero page, which cannot be installed protected.
     pub(super) fn drop_all_but_zero_pages(&self, range: PageRange) {
         let region = &*self.region;
         let mut own: Vec<PageRange> = Vec::new();
         let mut look = |at: PageRange, pages: PageRange| {
             let _: Result<(), Infallible> = region.presence().own(at, |run| {
                 let in_region = |page: VirtAddr| pages.start() + (page - at.start());
-                let filled = run.iter_pages().filter(|page| !is_zero(PageRange::sized(*page, PAGE_SIZE)));
+                let one = |page: VirtAddr| PageRange::sized(page, PAGE_SIZE);
+                let filled =
+                    run.iter_pages().filter(|&page| !is_zero(one(page)) || region.presence().written(one(page)));
                 own.extend(filled.map(|page| PageRange::sized(in_region(page), PAGE_SIZE)));
                 Ok(())
             });
