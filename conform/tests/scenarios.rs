@@ -304,6 +304,12 @@ scenarios! {
         advise(12, 1, 21), load(12), map_as(13, 1, W, 0x8038), advise(13, 1, 21), map_as(14, 2, W, 0x38), Mlock { addr: page(15), len: PAGE },
         advise(15, 1, 21),
     ];
+    lengths_that_no_address_space_has: [
+        Mremap { addr: page(0), old_len: 0, new_len: (1 << 47) - PAGE, flags: MAYMOVE, new_addr: abs(0) },
+        Mremap { addr: page(0), old_len: 0, new_len: 1 << 47, flags: MAYMOVE, new_addr: abs(0) },
+        map(0, 1), Mremap { addr: page(0), old_len: PAGE, new_len: (1 << 47) - PAGE, flags: MAYMOVE, new_addr: abs(0) },
+        Mremap { addr: page(0), old_len: PAGE, new_len: (1 << 47) - PAGE, flags: MOVE_TO, new_addr: page(9) },
+    ];
     a_forked_mapping_grows_into_its_neighbour: [
         map(0, 3), store(0), map(8, 1), remap(8, 1, 1, MOVE_TO, 5), Fork, remap(1, 2, 4, 0, 0),
     ];

@@ -3,7 +3,7 @@
 use super::core::MmapWrite;
 use super::place::Wanted;
 use super::{MapFlags, Mm};
-use crate::addr::{PAGE_SHIFT, PageRange, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::mmu::{Mmu, PageAccess};
 use crate::pager::Pager;
@@ -12,6 +12,10 @@ use crate::trace::{Event, Operation};
 use crate::vma::plan::Layout;
 use crate::vma::{Segment, VmaFlags, VmaRef};
 use nix::errno::Errno;
+
+/// The host's, of x86-64 with four levels of page tables. A length is judged by it;
+/// addresses are by the region's end.
+const TASK_SIZE: usize = (1 << 47) - PAGE_SIZE;
 
 bitflags::bitflags! {
     /// MREMAP_* of `mremap`, with Linux's values. Unknown bits are kept
@@ -85,7 +89,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     ) -> Result<VirtAddr, Errno> {
         let _op = Operation::begin(Event::Mremap, Event::MremapReturn, addr, old_len);
         let raw_lens_differ = old_len != new_len;
-        let align = |len: usize| len.wrapping_add(crate::addr::PAGE_SIZE - 1) & !(crate::addr::PAGE_SIZE - 1);
+        let align = |len: usize| len.wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
         let remap = Remap { addr, old_len: align(old_len), new_len: align(new_len), flags, new_addr };
         self.check_params(&remap, raw_lens_differ)?;
         let result = self.do_mremap(remap);
@@ -101,12 +105,16 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     fn check_params(&self, remap: &Remap, raw_lens_differ: bool) -> Result<(), Errno> {
         let Remap { addr, old_len, new_len, flags, new_addr } = *remap;
         let top = self.range().end().get();
-        if !RemapFlags::all().contains(flags) || !VirtAddr(addr).is_page_aligned() || new_len == 0 || new_len > top {
+        if !RemapFlags::all().contains(flags)
+            || !VirtAddr(addr).is_page_aligned()
+            || new_len == 0
+            || new_len > TASK_SIZE
+        {
             return Err(Errno::EINVAL);
         }
         if remap.implies_new_addr() {
             let lens_differ = if self.core().kernel().moves_several() { old_len != new_len } else { raw_lens_differ };
-            if new_addr > top - new_len
+            if top.checked_sub(new_len).is_none_or(|most| new_addr > most)
                 || !VirtAddr(new_addr).is_page_aligned()
                 || !flags.contains(RemapFlags::MAYMOVE)
                 || flags.contains(RemapFlags::DONTUNMAP) && lens_differ
@@ -347,7 +355,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// As `settle_anon_vmas`, for the VMAs around the old range.
     fn settle_source(&self, write: &MmapWrite<'_, S>, old: PageRange) {
-        let probe = PageRange::sized(old.start(), old.bytes().max(crate::addr::PAGE_SIZE));
+        let probe = PageRange::sized(old.start(), old.bytes().max(PAGE_SIZE));
         self.settle_anon_vmas(write, &write.affected(probe).0);
     }
 
