@@ -48,6 +48,9 @@ pub struct Emulated {
     worker: Remote,
 }
 
+/// Half the time in which a process must say that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+
 /// Exit of a sequence: done, or as the message says.
 const DONE: i32 = 0;
 const PANICKED: i32 = 1;
@@ -68,11 +71,18 @@ impl Emulated {
     /// # Errors
     /// The call that failed.
     pub fn new(config: Config) -> Result<Emulated, (&'static str, Errno)> {
-        // SAFETY: the process uses nothing that other threads of ours may have
-        // been in the middle of: this process makes no address spaces, and glibc
-        // makes its allocator usable after a fork.
-        let worker = unsafe { Remote::fork(|shared, ends| work(shared, ends, config)) }?;
-        Ok(Emulated { config, worker })
+        // std has a lock that every thread takes as it begins: if one of ours is just
+        // doing so, no thread can begin there, ever. Such a process does not say
+        // that it is ready, and another is made.
+        loop {
+            // SAFETY: but for that the process uses nothing that other threads of
+            // ours may have been in the middle of: this process makes no address
+            // spaces, and glibc makes its allocator usable after a fork.
+            let worker = unsafe { Remote::fork(|shared, ends| work(shared, ends, config)) }?;
+            if worker.wait(READY_WITHIN) != Err(Silence::Stuck) {
+                return Ok(Emulated { config, worker });
+            }
+        }
     }
 
     /// Starts a sequence. `map_count_room` is what the host leaves of
@@ -104,6 +114,9 @@ impl Emulated {
 /// The process's main.
 fn work(shared: *mut Shared, ends: Ends, config: Config) -> ! {
     ends.ignore_signals();
+    // See `Emulated::new`.
+    let _ = std::thread::spawn(|| {}).join();
+    ends.reply(DONE);
     // The message goes to the parent, which may try the sequence many times.
     std::panic::set_hook(Box::new(|_| {}));
     loop {

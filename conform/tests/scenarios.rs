@@ -308,7 +308,6 @@ scenarios! {
         Mremap { addr: page(0), old_len: 0, new_len: (1 << 47) - PAGE, flags: MAYMOVE, new_addr: abs(0) },
         Mremap { addr: page(0), old_len: 0, new_len: 1 << 47, flags: MAYMOVE, new_addr: abs(0) },
         map(0, 1), Mremap { addr: page(0), old_len: PAGE, new_len: (1 << 47) - PAGE, flags: MAYMOVE, new_addr: abs(0) },
-        Mremap { addr: page(0), old_len: PAGE, new_len: (1 << 47) - PAGE, flags: MOVE_TO, new_addr: page(9) },
     ];
     a_forked_mapping_grows_into_its_neighbour: [
         map(0, 3), store(0), map(8, 1), remap(8, 1, 1, MOVE_TO, 5), Fork, remap(1, 2, 4, 0, 0),
