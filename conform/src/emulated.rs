@@ -49,7 +49,7 @@ pub struct Emulated {
 }
 
 /// Half the time in which a process must say that it is ready.
-const READY_WITHIN: Duration = Duration::from_secs(2);
+const READY_WITHIN: Duration = Duration::from_millis(300);
 
 /// Exit of a sequence: done, or as the message says.
 const DONE: i32 = 0;
