@@ -50,6 +50,8 @@ pub struct Emulated {
 
 /// Half the time in which a process must say that it is ready.
 const READY_WITHIN: Duration = Duration::from_millis(300);
+/// Processes made, one after the other, until one is ready.
+const TRIES: u32 = 50;
 
 /// Exit of a sequence: done, or as the message says.
 const DONE: i32 = 0;
@@ -74,7 +76,7 @@ impl Emulated {
         // std has a lock that every thread takes as it begins: if one of ours is just
         // doing so, no thread can begin there, ever. Such a process does not say
         // that it is ready, and another is made.
-        loop {
+        for _ in 0..TRIES {
             // SAFETY: but for that the process uses nothing that other threads of
             // ours may have been in the middle of: this process makes no address
             // spaces, and glibc makes its allocator usable after a fork.
@@ -83,6 +85,7 @@ impl Emulated {
                 return Ok(Emulated { config, worker });
             }
         }
+        Err(("a thread in a forked process", Errno::ETIMEDOUT))
     }
 
     /// Starts a sequence. `map_count_room` is what the host leaves of
