@@ -73,9 +73,10 @@ impl Emulated {
     /// # Errors
     /// The call that failed.
     pub fn new(config: Config) -> Result<Emulated, (&'static str, Errno)> {
-        // std has a lock that every thread takes as it begins: if one of ours is just
-        // doing so, no thread can begin there, ever. Such a process does not say
-        // that it is ready, and another is made.
+        // std has a lock that every thread takes as it begins, and one that is held
+        // while a panic is told: if a thread of ours is just doing so, nobody can
+        // have it there, ever. Such a process does not say that it is ready, and
+        // another is made.
         for _ in 0..TRIES {
             // SAFETY: but for that the process uses nothing that other threads of
             // ours may have been in the middle of: this process makes no address
@@ -117,11 +118,11 @@ impl Emulated {
 /// The process's main.
 fn work(shared: *mut Shared, ends: Ends, config: Config) -> ! {
     ends.ignore_signals();
-    // See `Emulated::new`.
+    // Both take locks of std's: see `Emulated::new`. A panic's message goes to the
+    // parent, which may try the sequence many times.
+    std::panic::set_hook(Box::new(|_| {}));
     let _ = std::thread::spawn(|| {}).join();
     ends.reply(DONE);
-    // The message goes to the parent, which may try the sequence many times.
-    std::panic::set_hook(Box::new(|_| {}));
     loop {
         ends.next();
         // SAFETY: the parent has asked us to run a sequence, and leaves the memory
