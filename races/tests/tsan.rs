@@ -248,30 +248,32 @@ impl Random {
 fn race() {
     struct Shared {
         lock: MmapLock,
-        inside: AtomicUsize,
+        passed: AtomicUsize,
         racy: UnsafeCell<u64>,
     }
-    // SAFETY: it is not: `racy` is written by two threads at once. That is the point.
+    // SAFETY: it is not: nothing orders the two threads' stores to `racy`. That is the point.
     unsafe impl Sync for Shared {}
-    static SHARED: Shared = Shared { lock: MmapLock::new(), inside: AtomicUsize::new(0), racy: UnsafeCell::new(0) };
+    static SHARED: Shared = Shared { lock: MmapLock::new(), passed: AtomicUsize::new(0), racy: UnsafeCell::new(0) };
 
     extern "C" fn racer(arg: *mut c_void) -> *mut c_void {
         // SAFETY: `race` gives a `Shared`.
         let shared = unsafe { &*arg.cast::<Shared>() };
         let _guard = shared.lock.read();
         // Both inside before either writes, and until both have written: else
-        // the order of unlock and lock would order the writes. Relaxed: so that
-        // this orders nothing.
-        let meet = |count| {
-            shared.inside.fetch_add(1, Ordering::Relaxed);
-            while shared.inside.load(Ordering::Relaxed) < count {
+        // the order of unlock and lock would order the writes. One writes after
+        // the other, as ThreadSanitizer may miss stores of the same moment.
+        // Relaxed: so that this orders nothing.
+        let wait_for = |count| {
+            while shared.passed.load(Ordering::Relaxed) < count {
                 std::hint::spin_loop();
             }
         };
-        meet(2);
-        // SAFETY: see `Shared`; on the hardware, one of two stores of a word wins.
-        unsafe { shared.racy.get().write_volatile(shared.inside.load(Ordering::Relaxed) as u64) };
-        meet(4);
+        let place = shared.passed.fetch_add(1, Ordering::Relaxed);
+        wait_for(2 + place);
+        // SAFETY: see `Shared`; it is the hardware's store of an aligned word.
+        unsafe { shared.racy.get().write_volatile(place as u64) };
+        shared.passed.fetch_add(1, Ordering::Relaxed);
+        wait_for(4);
         std::ptr::null_mut()
     }
     [spawn(racer, &SHARED), spawn(racer, &SHARED)].into_iter().for_each(join);
