@@ -150,6 +150,8 @@ fn numbers(report: &CompareReport) -> Markup {
         let mut values: Vec<f64> = subject.whole_runs().filter_map(value).collect();
         if values.is_empty() { "\u{2013}".to_owned() } else { show(median(&mut values)) }
     };
+    // Of mutators, who share the CPUs with the faults.
+    let with_calls = report.subjects.iter().any(|subject| subject.calls_ratio.is_some());
     // A narrow page leaves the `extra` ones out.
     let percentiles: [Column; 5] = [
         ("p50", "", |d| d.p50),
@@ -165,6 +167,7 @@ fn numbers(report: &CompareReport) -> Markup {
                 thead { tr {
                     th scope="col" { "subject" }
                     th scope="col" { (throughput) }
+                    @if with_calls { th scope="col" { "calls/s" } }
                     @for (name, class, _) in &percentiles { th scope="col" class=[(!class.is_empty()).then_some(class)] { (name) } }
                     th scope="col" { "disturbed" }
                 } }
@@ -174,6 +177,7 @@ fn numbers(report: &CompareReport) -> Markup {
                         tr {
                             th scope="row" class=(colour) { (subject.name) }
                             td { (middle(subject, &|run| measure.throughput(run), rate)) }
+                            @if with_calls { td { (middle(subject, &|run| Some(run.ops_per_s), rate)) } }
                             @for (_, class, of) in &percentiles {
                                 td class=[(!class.is_empty()).then_some(class)] { (middle(subject, &|run| measure.distribution(run).map(|d| of(d) as f64), nanoseconds)) }
                             }

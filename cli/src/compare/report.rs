@@ -74,6 +74,9 @@ pub struct SubjectReport {
     pub runs: Vec<StressReport>,
     pub throughput_ratio: Ratio,
     pub p99_ratio: Ratio,
+    /// Of `ops_per_s`, where mutators ran beside the faults that are compared:
+    /// faults and calls share the CPUs.
+    pub calls_ratio: Option<Ratio>,
     /// As `throughput_ratio`, of the slices that were not disturbed.
     pub throughput_ratio_undisturbed: Ratio,
     pub slices: SliceCount,
@@ -189,12 +192,14 @@ pub fn summarise(
         )
     };
     let p99 = |report: &StressReport| measure.percentiles(report).map(|(_, p99)| p99 as f64);
+    let mutated = measure == Measure::Faults && runs.iter().flatten().any(|run| run.mutators > 0);
     let ratios: Vec<verdict::Ratios> = runs
         .iter()
         .map(|subject| verdict::Ratios {
             throughput: ratio(subject, &|report| measure.throughput(report)),
             undisturbed: ratio(subject, &|report| measure.undisturbed(report)),
             p99: ratio(subject, &p99),
+            calls: mutated.then(|| ratio(subject, &|report| Some(report.ops_per_s))),
             slices: SliceCount::of(subject.iter().chain(&runs[comparison.baseline])),
         })
         .collect();
@@ -224,6 +229,7 @@ pub fn summarise(
                 call,
                 throughput_ratio: ratios.throughput,
                 p99_ratio: ratios.p99,
+                calls_ratio: ratios.calls,
                 throughput_ratio_undisturbed: ratios.undisturbed,
             }
         });

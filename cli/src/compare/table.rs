@@ -24,9 +24,30 @@ pub fn table(report: &CompareReport, config: &StressConfig, calibration: Option<
     let verdicts: Vec<_> = report.judged().map(|subject| (subject.name.clone(), subject.verdict.clone())).collect();
     let width = verdicts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     text.push_str(&facts(u16::try_from(width).expect("names are short"), verdicts));
+    text.push_str(&calls(report));
     text.push_str(&disturbance(report));
     text.push_str(&verification(report));
     text
+}
+
+/// What mutators did beside the faults that are compared.
+fn calls(report: &CompareReport) -> String {
+    let subject = |subject: &SubjectReport| {
+        let mut per_s: Vec<f64> = subject.whole_runs().map(|run| run.ops_per_s).collect();
+        if per_s.is_empty() {
+            return None;
+        }
+        let ratio = subject.calls_ratio.filter(|_| subject.name != report.baseline);
+        let times = ratio.map_or_else(String::new, |ratio| format!(" ({})", interval(&ratio)));
+        Some(format!("{} {}{times}", subject.name, rate(median(&mut per_s))))
+    };
+    let known: Vec<String> =
+        report.subjects.iter().filter(|subject| subject.calls_ratio.is_some()).filter_map(subject).collect();
+    if known.is_empty() {
+        return String::new();
+    }
+    let fact = format!("{}; faults and calls share the CPUs", known.join(", "));
+    format!("\n{}", facts(9, vec![("calls/s".to_owned(), fact)]))
 }
 
 /// How much of the time others took the machine, and what is left without it.

@@ -13,6 +13,8 @@ pub struct Ratios {
     /// The throughput of slices that were not disturbed.
     pub undisturbed: Ratio,
     pub p99: Ratio,
+    /// Calls a second, where mutators made some beside the faults.
+    pub calls: Option<Ratio>,
     /// The slices of time of its runs and the baseline's.
     pub slices: SliceCount,
 }
@@ -98,7 +100,12 @@ pub fn sentence(baseline: &str, measure: Measure, ratios: &Ratios) -> String {
         _ if ratios.p99.median.is_none() => "p99 not measured",
         _ => "no difference in p99 shown",
     };
-    format!("{first}; {second}")
+    let third = match ratios.calls.and_then(|calls| calls.direction()) {
+        Some(Ordering::Greater) => "; more calls/s by its mutators",
+        Some(Ordering::Less) => "; fewer calls/s by its mutators",
+        _ => "",
+    };
+    format!("{first}; {second}{third}")
 }
 
 fn no_difference(baseline: &str, throughput: &str, ratios: &Ratios) -> String {
@@ -128,7 +135,7 @@ mod tests {
 
     fn ratios(throughput: Ratio, undisturbed: Ratio) -> Ratios {
         let slices = SliceCount { disturbed: 50, all: 100 };
-        Ratios { throughput, undisturbed, p99: ratio(0.2, 0.3, 0.4), slices }
+        Ratios { throughput, undisturbed, p99: ratio(0.2, 0.3, 0.4), calls: None, slices }
     }
 
     #[test]
@@ -173,6 +180,11 @@ mod tests {
             "no difference in faults/s from mmap shown, only the disturbed slices of time differ (18 more rounds like \
              these may show one); a lower p99"
         );
+        let with = |calls| Ratios { calls: Some(calls), ..ratios(more, more) };
+        let say_calls = |calls| sentence("mmap", Measure::Faults, &with(calls));
+        assert_eq!(say_calls(more), "more faults/s than mmap; a lower p99; more calls/s by its mutators");
+        assert!(say_calls(ratio(0.1, 0.2, 0.3)).ends_with("p99; fewer calls/s by its mutators"));
+        assert!(say_calls(even).ends_with("a lower p99"));
         assert!(say(ratio(0.9, 1.001, 1.1), NONE).contains("(nor would 1,000 rounds like these)"));
         assert!(say(ratio(0.9, 1.0, 1.1), NONE).contains("the interval holds 1; a lower p99"));
         assert_eq!(say(NONE, NONE), "not judged: no round was completed");
