@@ -293,7 +293,7 @@ impl UffdMmu {
             loop {
                 // SAFETY: the page goes from the one place where it may be
                 // reached to the other, at once.
-                match unsafe { self.region().uffd().move_pages(here.page, there.page, PAGE_SIZE) } {
+                match unsafe { self.region().uffd().of(here.page).move_pages(here.page, there.page, PAGE_SIZE) } {
                     Ok(()) => {
                         self.change_owner(slot, there, here, true);
                         return Ok(Installed::New);
@@ -334,7 +334,7 @@ impl UffdMmu {
         let mut retry = Retry::new();
         loop {
             // SAFETY: a buffer, or an owner's page, which is present (rule 2).
-            match unsafe { self.region().uffd().copy(page, bytes, PAGE_SIZE, !writable) } {
+            match unsafe { self.region().uffd().of(page).copy(page, bytes, PAGE_SIZE, !writable) } {
                 Ok(()) => return Ok(Installed::New),
                 Err(UffdError::Exists) => return Ok(Installed::Exists),
                 Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}

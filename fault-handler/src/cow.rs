@@ -43,6 +43,7 @@
 //! Only mutators take the mutex, and touch no region while they hold it.
 
 use crate::region::{open_up, reserve};
+use crate::stripes::Stripes;
 use crate::uffd::{Privilege, Uffd, feature};
 use crate::zeroed::Zeroed;
 use std::ops::Range;
@@ -65,7 +66,7 @@ const PAGES_MIN: usize = 1 << 16;
 
 /// See the module's documentation.
 pub(crate) struct Arena {
-    uffd: Uffd,
+    uffd: Stripes,
     start: VirtAddr,
     /// One word a page: `FREE`, `DYING` or `NONE` + references.
     refs: Zeroed<AtomicU32>,
@@ -115,13 +116,14 @@ impl Arena {
         // nothing but addresses, once.
         open_up(range).ok()?;
         let uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE).ok()?;
+        let uffd = Stripes::one(uffd);
         uffd.register(range).ok()?;
         let refs = Zeroed::new(pages).ok()?;
         let places = Mutex::new(Places { next: 0, fresh: 0 });
         Some(Arena { uffd, start: range.start(), refs, places, used: AtomicUsize::new(0) })
     }
 
-    pub(crate) fn uffd(&self) -> &Uffd {
+    pub(crate) fn uffd(&self) -> &Stripes {
         &self.uffd
     }
 

@@ -11,6 +11,7 @@
 //! | [`mod@file`] | files of the host, to be mapped |
 //! | [`region`] | the memory: reserved, registered, given back |
 //! | [`uffd`] | one userfaultfd: how it is created, its ioctls |
+//! | [`stripes`] | the userfaultfds of a region, and which serves which part |
 //! | [`registry`] | from an address to the space that serves it, in a signal handler |
 //! | [`sigbus`] | the signal handlers |
 //! | [`queue`] | the handler threads |
@@ -30,6 +31,7 @@ pub mod registry;
 pub mod sigbus;
 mod siginfo;
 pub mod space;
+pub mod stripes;
 pub mod uffd;
 mod zeroed;
 

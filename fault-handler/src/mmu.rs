@@ -151,7 +151,7 @@ impl UffdMmu {
         let mut retry = Retry::new();
         loop {
             // SAFETY: the twin's page has no other use; stores are permitted.
-            match unsafe { self.region.uffd().move_pages(page, self.region.twin(page), PAGE_SIZE) } {
+            match unsafe { self.region.uffd().of(page).move_pages(page, self.region.twin(page), PAGE_SIZE) } {
                 Ok(()) => {
                     self.region.pages.hidden.clear(self.region.bit(page), self.region.bit(page) + 1, |_, _| {});
                     return Ok(true);
@@ -175,7 +175,7 @@ impl UffdMmu {
         let mut retry = Retry::new();
         loop {
             // SAFETY: the twin's page, which nobody writes.
-            match unsafe { self.region.uffd().copy(page, twin.get() as *const u8, PAGE_SIZE, !writable) } {
+            match unsafe { self.region.uffd().of(page).copy(page, twin.get() as *const u8, PAGE_SIZE, !writable) } {
                 Ok(()) => {
                     // The twin is emptied while the bit still says hidden: who
                     // finds it empty finds the page in the region.
@@ -233,7 +233,7 @@ impl Mmu for UffdMmu {
         writable: bool,
         for_write: bool,
     ) -> Result<Installed, MmuError> {
-        let uffd = self.region.uffd();
+        let uffd = self.region.uffd().of(page);
         let mut retry = Retry::new();
         loop {
             let result = match &content {

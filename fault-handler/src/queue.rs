@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite};
-use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use vmalab::addr::VirtAddr;
 use vmalab::fault::{Access, Outcome, Signal};
 use vmalab::rcu;
 use vmalab::sync::{AtomicU32, futex_wait, futex_wake};
@@ -164,7 +164,7 @@ impl Shared {
             }
             // Before the read: see `sigbus::confirmed`.
             let serial = sigbus::serial();
-            let messages = match self.region.uffd().messages().read_events(&mut buffer) {
+            let messages = match self.region.uffd().sole().messages().read_events(&mut buffer) {
                 Ok(messages) => messages,
                 // A signal; anything else would come again and end in `stop`.
                 Err(_) => continue,
@@ -183,7 +183,7 @@ impl Shared {
     /// Sleeps until there is a message, or the end.
     fn wait(&self) {
         let mut fds = [
-            PollFd::new(self.region.uffd().as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.region.uffd().sole().as_fd(), PollFlags::POLLIN),
             PollFd::new(self.stop_event.as_fd(), PollFlags::POLLIN),
         ];
         match nix::poll::poll(&mut fds, PollTimeout::NONE) {
@@ -212,7 +212,7 @@ impl Shared {
 
     fn wake(&self, addr: VirtAddr) {
         // EAGAIN and the like cannot be: no event is ever pending.
-        let _ = self.region.uffd().wake(PageRange::sized(addr.page(), PAGE_SIZE));
+        let _ = self.region.uffd().wake(addr.page());
     }
 
     #[cold]

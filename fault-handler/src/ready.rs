@@ -14,7 +14,8 @@
 //! better copied: the pool serves fault-around.
 
 use crate::region::{open_up, reserve};
-use crate::uffd::{Uffd, UffdError};
+use crate::stripes::Stripes;
+use crate::uffd::UffdError;
 use crossbeam::queue::ArrayQueue;
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -119,7 +120,7 @@ impl Pool {
     /// Moves ready pages to the start of `run`, at most [`BLOCK`]. Returns how
     /// many; `None`: nothing was ready, or they cannot be moved there now.
     /// Async-signal-safe.
-    pub(crate) fn move_to(&self, uffd: &Uffd, run: PageRange) -> Option<usize> {
+    pub(crate) fn move_to(&self, uffd: &Stripes, run: PageRange) -> Option<usize> {
         let block = self.blocks.ready.pop()?;
         let bytes = run.bytes().min(BLOCK_BYTES);
         // SAFETY: pages of the pool, which are ours since `pop`.

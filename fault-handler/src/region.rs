@@ -3,8 +3,9 @@
 //! One reservation holds, in ascending order, the **region** (the addresses
 //! that the program uses), a guard, its **twin** (same size, where the
 //! contents of PROT_NONE mappings wait out of sight) and another guard.
-//! Region and twin are one host VMA each, registered before anything is
-//! touched; no host mmap, munmap, mprotect or mremap follows until the end.
+//! The twin is one host VMA, the region one or several ([`Stripes`]), all
+//! registered before anything is touched; no host mmap, munmap, mprotect or
+//! mremap follows until the end.
 //!
 //! The twin has a userfaultfd of its own, always with SIGBUS delivery, so that
 //! the kernel's own access to a twin page that is not there fails at once
@@ -15,6 +16,7 @@ use crate::cow::{self, GivingUp};
 use crate::hidden::PageBits;
 use crate::presence::Presence;
 use crate::sigbus;
+use crate::stripes::Stripes;
 use crate::uffd::{OpenError, Privilege, Uffd, feature};
 use crate::zeroed::Zeroed;
 use nix::errno::Errno;
@@ -125,8 +127,8 @@ impl PageStates {
 pub struct Region {
     // Dropped in this order, after `Drop::drop` has unmapped: closing a
     // userfaultfd wakes whoever still waits for it, to find nothing mapped.
-    uffd: Uffd,
-    twin_uffd: Uffd,
+    uffd: Stripes,
+    twin_uffd: Stripes,
     /// One bit a page for each thing that page tables do not tell.
     pub(crate) pages: PageStates,
     /// Numbers of inherited pages' shared pages. Changed by mutators, before
@@ -266,9 +268,20 @@ impl Region {
                 (feature::WP | feature::THREAD_ID, feature::EXACT_ADDRESS | feature::MOVE | feature::POISON)
             }
         };
-        let uffd = Uffd::open(privilege, needed, wanted)?;
-        let twin_uffd = Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?;
-        uffd.register(range).map_err(RegionError::Register)?;
+        let open = || Uffd::open(privilege, needed, wanted);
+        let mut uffd = match notify {
+            Notify::Signal => Stripes::open(bytes, open)?,
+            Notify::Queue => Stripes::one(open()?),
+        };
+        let twin_uffd = Stripes::one(Uffd::open(Privilege::User, feature::WP | feature::SIGBUS, feature::MOVE)?);
+        let mut registered = uffd.register(range);
+        if registered == Err(Errno::ENOMEM) && uffd.count() > 1 {
+            // Too many host mappings in this process (vm.max_map_count). Closing
+            // what was registered joins them again; nothing was touched yet.
+            uffd = Stripes::one(open()?);
+            registered = uffd.register(range);
+        }
+        registered.map_err(RegionError::Register)?;
         twin_uffd.register(twin).map_err(RegionError::Register)?;
         let pages = PageStates::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
         let shares = Zeroed::new(range.pages()).map_err(|errno| failed(("mmap", errno)))?;
@@ -301,13 +314,13 @@ impl Region {
         self.reservation
     }
 
-    /// The region's userfaultfd.
-    pub fn uffd(&self) -> &Uffd {
+    /// The region's userfaultfds.
+    pub fn uffd(&self) -> &Stripes {
         &self.uffd
     }
 
-    /// The twin's.
-    pub(crate) fn twin_uffd(&self) -> &Uffd {
+    /// The twin's, which is one.
+    pub(crate) fn twin_uffd(&self) -> &Stripes {
         &self.twin_uffd
     }
 

@@ -92,7 +92,7 @@ impl UffdMmu {
         // Relaxed: the Acquire load that found the bit set pairs with the Release
         // of setting it, which came later.
         let number = region.shares[bit].load(Ordering::Relaxed) as usize;
-        let source = arena.page(number);
+        let (source, uffd) = (arena.page(number), region.uffd().of(page));
         // A poison marker is replaced by COPY only. MOVE drops write protection.
         let mut whole = writable && self.moves() && !region.is_poisoned();
         let mut retry = Retry::new();
@@ -100,10 +100,10 @@ impl UffdMmu {
             let sole = whole && arena.is_sole(number);
             let result = if sole {
                 // SAFETY: no other page depends on this one: rules 2 and 4.
-                unsafe { region.uffd().move_pages(page, source, PAGE_SIZE) }
+                unsafe { uffd.move_pages(page, source, PAGE_SIZE) }
             } else {
                 // SAFETY: a page of the arena, to which nobody writes.
-                unsafe { region.uffd().copy(page, source.get() as *const u8, PAGE_SIZE, !writable) }
+                unsafe { uffd.copy(page, source.get() as *const u8, PAGE_SIZE, !writable) }
             };
             match result {
                 Ok(()) => {

@@ -2,7 +2,8 @@
 //! only, who keep faults away from both places.
 
 use super::{Retry, UffdMmu, drop_pages, one_page, unexpected};
-use crate::uffd::{Uffd, UffdError};
+use crate::stripes::Stripes;
+use crate::uffd::UffdError;
 use std::sync::atomic::Ordering;
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use vmalab::mmu::{MmuError, PageAccess};
@@ -15,8 +16,8 @@ const TRIES_BACK: u32 = 10_000;
 pub(super) struct Route<'a> {
     pub from: PageRange,
     pub to: VirtAddr,
-    /// The userfaultfd of `to`.
-    pub uffd: &'a Uffd,
+    /// The userfaultfds of `to`.
+    pub uffd: &'a Stripes,
     /// `from` lies in the region, where the program may store to it until it is gone.
     pub live: bool,
 }
@@ -38,10 +39,12 @@ impl UffdMmu {
                 continue;
             }
             let to = route.to + (at - route.from.start());
+            // From one host mapping at a time.
+            let bytes = if route.live { self.region.uffd().cut(at, end) - at } else { end - at };
             // SAFETY: pages of a region, its twin or the store; program and
             // faults must do without them from now on, says the caller.
-            let done = match unsafe { route.uffd.move_pages(to, at, end - at) } {
-                Ok(()) => end - at,
+            let done = match unsafe { route.uffd.move_pages(to, at, bytes) } {
+                Ok(()) => bytes,
                 Err(UffdError::Again { done }) => {
                     if done == 0 && !retry.again() {
                         return Err(MmuError::Again);

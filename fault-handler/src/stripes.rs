@@ -1,0 +1,287 @@
+//! [`Stripes`]: the userfaultfds of one address range.
+//!
+//! Faults of one host mapping share more than they need: each takes and drops
+//! the reference count of the host's VMA, twice, and each ioctl that of the
+//! userfaultfd's file and a lock in its context (`map_changing_lock`). Two
+//! threads that fault in different VMAs of ours would trade those cache lines
+//! for nothing. So a region is cut into stripes; stripes that are next to each
+//! other, or a power of two apart, belong to different userfaultfds, which also
+//! keeps the host from joining them to one VMA.
+//!
+//! The price: an ioctl must not cross from one host VMA to the next, so what
+//! spans a border is done in parts. Here, and nowhere else.
+
+use crate::uffd::{OpenError, Origin, Uffd, UffdError};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+use std::os::fd::{AsFd, AsRawFd};
+use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
+
+/// Userfaultfds of a range at most. A power of two.
+const UFFDS_MAX: usize = 1 << FOLD;
+const FOLD: u32 = 3;
+/// The least stripe: what one page of page-table entries maps, as the host has
+/// a lock for each of those.
+const STRIPE_MIN: usize = 2 << 20;
+/// Stripes of a region, about, where [`STRIPE_MIN`] would make more. The host
+/// looks one of them up for each fault, and limits them (`vm.max_map_count`).
+const STRIPES_MAX: usize = 256;
+
+/// See the module's documentation.
+pub struct Stripes {
+    /// A power of two, all opened alike.
+    uffds: Box<[Uffd]>,
+    /// A stripe is `1 << shift` bytes, at a multiple of them.
+    shift: u32,
+}
+
+impl Stripes {
+    /// One userfaultfd for everything.
+    pub(crate) fn one(uffd: Uffd) -> Stripes {
+        Stripes { uffds: Box::new([uffd]), shift: usize::BITS - 1 }
+    }
+
+    /// For a range of `bytes`. Takes fewer userfaultfds where `open` fails, but
+    /// for the first, and leaves half of the process's descriptors to others.
+    ///
+    /// # Errors
+    /// Of `open`, the first time.
+    pub(crate) fn open(bytes: usize, mut open: impl FnMut() -> Result<Uffd, OpenError>) -> Result<Stripes, OpenError> {
+        let stripe = (bytes / STRIPES_MAX).next_power_of_two().max(STRIPE_MIN);
+        let mut uffds = vec![open()?];
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / 2);
+        let wanted = bytes.div_ceil(stripe).next_power_of_two().min(UFFDS_MAX);
+        while uffds.len() < wanted {
+            match open() {
+                Ok(uffd) if (uffd.as_fd().as_raw_fd() as u64) < limit => uffds.push(uffd),
+                _ => break,
+            }
+        }
+        uffds.truncate(1 << uffds.len().ilog2());
+        if uffds.len() == 1 {
+            return Ok(Stripes::one(uffds.swap_remove(0)));
+        }
+        Ok(Stripes { uffds: uffds.into_boxed_slice(), shift: stripe.ilog2() })
+    }
+
+    /// How many userfaultfds there are.
+    pub fn count(&self) -> usize {
+        self.uffds.len()
+    }
+
+    /// The userfaultfd of the stripe in which `page` lies.
+    pub fn of(&self, page: VirtAddr) -> &Uffd {
+        let number = page.get() >> self.shift;
+        let folded = number ^ number >> FOLD ^ number >> (2 * FOLD);
+        &self.uffds[folded & (self.uffds.len() - 1)]
+    }
+
+    /// Where the stripe of `page` ends, but no further than `end`.
+    pub(crate) fn cut(&self, page: VirtAddr, end: VirtAddr) -> VirtAddr {
+        let last_byte = page.get() | ((1 << self.shift) - 1);
+        end.min(VirtAddr(last_byte + 1))
+    }
+
+    /// `range`, cut at the borders of stripes.
+    fn parts(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        let mut at = range.start();
+        std::iter::from_fn(move || {
+            let start = at;
+            at = self.cut(start, range.end());
+            (start < range.end()).then(|| PageRange::new(start, at))
+        })
+    }
+
+    /// Does `range` part by part, and says what was done if not all was.
+    fn each(&self, range: PageRange, act: impl Fn(&Uffd, PageRange) -> Result<(), UffdError>) -> Result<(), UffdError> {
+        for part in self.parts(range) {
+            act(self.of(part.start()), part).map_err(|error| {
+                let before = part.start() - range.start();
+                match error {
+                    UffdError::Again { done } => UffdError::Again { done: before + done },
+                    // As the ioctl itself does when it stops halfway.
+                    _ if before > 0 => UffdError::Again { done: before },
+                    error => error,
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How the first was created, and so all of them.
+    pub fn origin(&self) -> Origin {
+        self.uffds[0].origin()
+    }
+
+    /// The features they were opened with.
+    pub fn features(&self) -> u64 {
+        self.uffds[0].features()
+    }
+
+    /// The one that messages come from.
+    ///
+    /// # Panics
+    /// If there are several: who waits for messages waits for one descriptor.
+    pub fn sole(&self) -> &Uffd {
+        assert_eq!(self.uffds.len(), 1, "messages come from one userfaultfd");
+        &self.uffds[0]
+    }
+
+    /// [`Uffd::register`].
+    ///
+    /// # Errors
+    /// The kernel's; parts may be registered then.
+    pub(crate) fn register(&self, range: PageRange) -> Result<(), Errno> {
+        self.parts(range).try_for_each(|part| self.of(part.start()).register(part))
+    }
+
+    /// [`Uffd::copy`].
+    ///
+    /// # Safety
+    /// As there.
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub unsafe fn copy(&self, dst: VirtAddr, src: *const u8, len: usize, protected: bool) -> Result<(), UffdError> {
+        self.each(PageRange::sized(dst, len), |uffd, part| {
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { uffd.copy(part.start(), src.add(part.start() - dst), part.bytes(), protected) }
+        })
+    }
+
+    /// [`Uffd::zero_pages`].
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub fn zero_pages(&self, range: PageRange) -> Result<(), UffdError> {
+        self.each(range, Uffd::zero_pages)
+    }
+
+    /// [`Uffd::move_pages`]. The source must not cross a border of its own.
+    ///
+    /// # Safety
+    /// As there.
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub unsafe fn move_pages(&self, dst: VirtAddr, src: VirtAddr, len: usize) -> Result<(), UffdError> {
+        self.each(PageRange::sized(dst, len), |uffd, part| {
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { uffd.move_pages(part.start(), src + (part.start() - dst), part.bytes()) }
+        })
+    }
+
+    /// [`Uffd::write_protect`].
+    ///
+    /// # Errors
+    /// [`UffdError`]; parts may be done then.
+    pub fn write_protect(&self, range: PageRange, protect: bool) -> Result<(), UffdError> {
+        self.parts(range).try_for_each(|part| self.of(part.start()).write_protect(part, protect))
+    }
+
+    /// [`Uffd::zeropage`].
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub fn zeropage(&self, page: VirtAddr) -> Result<(), UffdError> {
+        self.of(page).zeropage(page)
+    }
+
+    /// [`Uffd::poison`].
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub fn poison(&self, page: VirtAddr) -> Result<(), UffdError> {
+        self.of(page).poison(page)
+    }
+
+    /// [`Uffd::wake`] for one page.
+    ///
+    /// # Errors
+    /// [`UffdError`].
+    pub fn wake(&self, page: VirtAddr) -> Result<(), UffdError> {
+        self.of(page).wake(PageRange::sized(page, PAGE_SIZE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{Notify, Region};
+    use crate::uffd::Privilege;
+
+    const STRIPES: usize = 8;
+    const PAGES: usize = STRIPE_MIN / PAGE_SIZE;
+
+    fn region() -> Region {
+        let region = Region::new(STRIPES * STRIPE_MIN, Notify::Signal, Privilege::User).unwrap();
+        assert_eq!(region.uffd().count(), UFFDS_MAX, "descriptors");
+        region
+    }
+
+    fn fd(region: &Region, stripe: usize) -> i32 {
+        region.uffd().of(region.range().start() + stripe * STRIPE_MIN).as_fd().as_raw_fd()
+    }
+
+    #[test]
+    fn stripes_a_power_of_two_apart_have_userfaultfds_of_their_own() {
+        let region = region();
+        for distance in [1, 2, 4] {
+            for stripe in 0..STRIPES - distance {
+                assert_ne!(fd(&region, stripe), fd(&region, stripe + distance), "{stripe} + {distance}");
+            }
+        }
+        // The same within a stripe, to its last byte.
+        let last = region.range().start() + (STRIPE_MIN - 1);
+        assert_eq!(region.uffd().of(last).as_fd().as_raw_fd(), fd(&region, 0));
+    }
+
+    #[test]
+    fn parts_fill_the_range_and_cross_no_border() {
+        let region = region();
+        let start = region.range().start();
+        for (from, to) in
+            [(0, 1), (PAGES - 1, PAGES), (PAGES - 1, PAGES + 1), (1, 3 * PAGES + 1), (PAGES, 3 * PAGES), (5, 5)]
+        {
+            let range = PageRange::new(start + from * PAGE_SIZE, start + to * PAGE_SIZE);
+            let parts: Vec<_> = region.uffd().parts(range).collect();
+            assert_eq!(parts.iter().map(|part| part.pages()).sum::<usize>(), to - from);
+            assert!(parts.windows(2).all(|two| two[0].end() == two[1].start()), "{parts:?}");
+            for part in parts {
+                let stripe = |at: VirtAddr| (at - start) / STRIPE_MIN;
+                assert!(!part.is_empty() && stripe(part.start()) == stripe(VirtAddr(part.end().get() - 1)), "{part:?}");
+            }
+        }
+        let one = Stripes::one(Uffd::open(Privilege::User, 0, 0).unwrap());
+        assert_eq!(one.parts(region.range()).collect::<Vec<_>>(), [region.range()]);
+    }
+
+    /// On real host mappings: an ioctl that crossed a border would fail.
+    #[test]
+    fn ioctls_across_borders() {
+        let region = region();
+        let (uffd, start) = (region.uffd(), region.range().start());
+        let at = |page: usize| start + page * PAGE_SIZE;
+        let load = |page: usize| {
+            // SAFETY: a page that this test has made present.
+            unsafe { (at(page).get() as *const u8).read_volatile() }
+        };
+        let bytes = vec![7u8; 8 * PAGE_SIZE];
+        let copy = |page: usize, pages: usize| {
+            // SAFETY: a buffer of eight pages.
+            unsafe { uffd.copy(at(page), bytes.as_ptr(), pages * PAGE_SIZE, false) }
+        };
+        assert_eq!(copy(PAGES - 4, 8), Ok(()));
+        assert!((PAGES - 4..PAGES + 4).all(|page| load(page) == 7));
+        assert_eq!(uffd.zero_pages(PageRange::new(at(2 * PAGES - 1), at(2 * PAGES + 1))), Ok(()));
+        assert_eq!((load(2 * PAGES - 1), load(2 * PAGES)), (0, 0));
+        // What was done before the first page that is there already.
+        assert_eq!(copy(PAGES - 7, 8), Err(UffdError::Again { done: 3 * PAGE_SIZE }));
+        assert_eq!(copy(2 * PAGES - 3, 5), Err(UffdError::Again { done: 2 * PAGE_SIZE }));
+        assert_eq!(copy(3 * PAGES, 1), Ok(()));
+        assert_eq!(copy(3 * PAGES - 2, 3), Err(UffdError::Again { done: 2 * PAGE_SIZE }), "nothing of the second part");
+        assert_eq!(copy(3 * PAGES, 2), Err(UffdError::Exists));
+        assert_eq!(uffd.write_protect(PageRange::new(at(PAGES - 4), at(PAGES + 4)), true), Ok(()));
+        assert!((PAGES - 4..PAGES + 4).all(|page| load(page) == 7));
+    }
+}
