@@ -25,7 +25,7 @@ const FOLD: u32 = 3;
 const STRIPE_MIN: usize = 2 << 20;
 /// Stripes of a region, about, where [`STRIPE_MIN`] would make more. The host
 /// looks one of them up for each fault, and limits them (`vm.max_map_count`).
-const STRIPES_MAX: usize = 256;
+const STRIPES_MAX: usize = 512;
 
 /// See the module's documentation.
 pub struct Stripes {

@@ -6,42 +6,69 @@
 //! the TLB. So these pages lie 64 to a block of 2 MiB, which the host backs with a
 //! huge page if it has one (`MADV_HUGEPAGE`).
 //!
-//! A page that is given back leaves its memory to the system (`MADV_DONTNEED`);
-//! its addresses stay, for any slab. Their number is that of the most pages ever
-//! in use at once.
+//! A page that is given back leaves its memory to the system (`MADV_DONTNEED`),
+//! which breaks the huge page up; a block of which all pages were given back is
+//! unmapped, so that the next one can be a huge page again.
 
 use super::{PageHead, PagePtr, SLAB_BYTES};
 use crate::sync::{Mutex, statics};
-use nix::sys::mman::{MmapAdvise, madvise};
-use std::alloc::{Layout, alloc};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 /// A huge page of x86.
 const BLOCK_BYTES: usize = 2 << 20;
+const _: () = assert!(BLOCK_BYTES / SLAB_BYTES == 64, "a word has a bit for each page of a block");
+const ALL_BLANK: u64 = u64::MAX;
+
+/// A block some of whose pages are not in use.
+struct Block {
+    start: PagePtr,
+    /// A bit for each page that is not in use; never 0.
+    blank: u64,
+}
 
 statics! {
-    /// Pages of blocks that are not in use.
-    static BLANK: Mutex<Vec<PagePtr>> = Mutex::new(Vec::new());
+    /// By address.
+    static BLOCKS: Mutex<BTreeMap<usize, Block>> = Mutex::new(BTreeMap::new());
 }
 
 /// Memory for one slab page, which may hold anything. `None` when the system has none.
 pub(super) fn take() -> Option<NonNull<PageHead>> {
-    const LAYOUT: Layout = match Layout::from_size_align(BLOCK_BYTES, BLOCK_BYTES) {
-        Ok(layout) => layout,
-        Err(_) => panic!("block layout"),
-    };
-    let mut blank = BLANK.lock().expect("blank pages");
-    if blank.is_empty() {
-        // SAFETY: the layout is not empty.
-        let block = NonNull::new(unsafe { alloc(LAYOUT) })?;
-        // SAFETY: the block is ours. Where there are no huge pages it stays as it is.
-        let _ = unsafe { madvise(block.cast::<c_void>(), BLOCK_BYTES, MmapAdvise::MADV_HUGEPAGE) };
-        // SAFETY: all within the block. The lowest comes last, to be taken first.
-        blank
-            .extend((0..BLOCK_BYTES).step_by(SLAB_BYTES).rev().map(|at| PagePtr(unsafe { block.byte_add(at).cast() })));
+    let mut blocks = BLOCKS.lock().expect("blocks");
+    if blocks.is_empty() {
+        let start = map()?;
+        blocks.insert(start.addr().get(), Block { start: PagePtr(start.cast()), blank: ALL_BLANK });
     }
-    blank.pop().map(|PagePtr(page)| page)
+    let mut first = blocks.first_entry()?;
+    let Block { start: PagePtr(start), blank } = first.get_mut();
+    // SAFETY: within the block.
+    let page = unsafe { start.byte_add(blank.trailing_zeros() as usize * SLAB_BYTES) };
+    *blank &= *blank - 1;
+    if *blank == 0 {
+        first.remove();
+    }
+    Some(page)
+}
+
+/// A new block. Where there are no huge pages it has small ones.
+fn map() -> Option<NonNull<c_void>> {
+    let twice = NonZeroUsize::new(2 * BLOCK_BYTES)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel likes; then what of it is not the block.
+    unsafe {
+        let mapped = mmap_anonymous(None, twice, access, MapFlags::MAP_PRIVATE).ok()?;
+        let before = mapped.addr().get().next_multiple_of(BLOCK_BYTES) - mapped.addr().get();
+        let start = mapped.byte_add(before);
+        for (end, bytes) in [(mapped, before), (start.byte_add(BLOCK_BYTES), BLOCK_BYTES - before)] {
+            // Should the host refuse, a few addresses are lost.
+            let _ = if bytes > 0 { munmap(end, bytes) } else { Ok(()) };
+        }
+        let _ = madvise(start, BLOCK_BYTES, MmapAdvise::MADV_HUGEPAGE);
+        Some(start)
+    }
 }
 
 /// Gives a page from [`take`] back; with `poisoned` what is in it stays, to be seen
@@ -54,39 +81,74 @@ pub(super) unsafe fn give_back(page: NonNull<PageHead>, poisoned: bool) {
         // SAFETY: the page is ours. Should the host refuse, its memory waits for the next user.
         let _ = unsafe { madvise(page.cast::<c_void>(), SLAB_BYTES, MmapAdvise::MADV_DONTNEED) };
     }
-    BLANK.lock().expect("blank pages").push(PagePtr(page));
+    let offset = page.addr().get() % BLOCK_BYTES;
+    // SAFETY: the block's start, as blocks lie at multiples of their size.
+    let start = PagePtr(unsafe { page.byte_sub(offset) });
+    let mut blocks = BLOCKS.lock().expect("blocks");
+    let key = page.addr().get() - offset;
+    let block = blocks.entry(key).or_insert(Block { start, blank: 0 });
+    block.blank |= 1 << (offset / SLAB_BYTES);
+    // One stays, for a slab that grows and shrinks by a page again and again.
+    if block.blank == ALL_BLANK && !poisoned && blocks.len() > 1 {
+        let gone = blocks.remove(&key).map(|block| block.start);
+        drop(blocks);
+        if let Some(PagePtr(start)) = gone {
+            // SAFETY: nobody uses any of its pages. Should the host refuse, addresses are lost.
+            let _ = unsafe { munmap(start.cast(), BLOCK_BYTES) };
+        }
+    }
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 
+    /// Whether the page has memory, or is not even mapped.
+    fn resident(page: NonNull<PageHead>) -> bool {
+        let mut there = [0u8; SLAB_BYTES / 4096];
+        // SAFETY: one byte for each page.
+        let result = unsafe { libc::mincore(page.as_ptr().cast(), SLAB_BYTES, there.as_mut_ptr()) };
+        result == 0 && there.iter().any(|there| there & 1 != 0)
+    }
+
+    fn fill(page: NonNull<PageHead>) {
+        // SAFETY: the test's own page.
+        unsafe { page.as_ptr().cast::<u8>().write_bytes(1, SLAB_BYTES) };
+    }
+
     #[test]
     fn memory_goes_back_unless_it_is_poisoned() {
-        let resident = |page: NonNull<PageHead>| {
-            let mut there = [0u8; SLAB_BYTES / 4096];
-            // SAFETY: a block's addresses stay; one byte for each page.
-            let result = unsafe { libc::mincore(page.as_ptr().cast(), SLAB_BYTES, there.as_mut_ptr()) };
-            assert_eq!(result, 0);
-            there.iter().any(|there| there & 1 != 0)
-        };
         // Twice as many as another test could take from us before we look.
         let pages = [(); 2 * BLOCK_BYTES / SLAB_BYTES].map(|()| take().unwrap());
         for page in pages {
-            // SAFETY: ours.
-            unsafe { page.as_ptr().cast::<u8>().write_bytes(1, SLAB_BYTES) };
+            fill(page);
             assert!(resident(page));
         }
+        let distinct: std::collections::HashSet<_> = pages.iter().map(|page| page.addr()).collect();
+        assert_eq!(distinct.len(), pages.len());
         // SAFETY: ours, and given back once.
         pages.iter().for_each(|page| unsafe { give_back(*page, false) });
         let gone = pages.iter().filter(|page| !resident(**page)).count();
         assert!(gone >= pages.len() / 2, "{gone} of {}", pages.len());
         let page = take().unwrap();
+        fill(page);
         // SAFETY: ours, then given back once.
-        unsafe {
-            page.as_ptr().cast::<u8>().write_bytes(1, SLAB_BYTES);
-            give_back(page, true);
-        }
+        unsafe { give_back(page, true) };
         assert!(resident(page));
+    }
+
+    #[test]
+    fn a_block_that_nobody_uses_is_unmapped() {
+        let pages: Vec<_> = (0..8 * BLOCK_BYTES / SLAB_BYTES).map(|_| take().unwrap()).collect();
+        // SAFETY: ours, and given back once.
+        pages.iter().for_each(|page| unsafe { give_back(*page, false) });
+        let mapped = |page: &&NonNull<PageHead>| {
+            let mut there = [0u8; 1];
+            // SAFETY: asks about one page.
+            unsafe { libc::mincore(page.as_ptr().cast(), 4096, there.as_mut_ptr()) == 0 }
+        };
+        // One block stays, others may be in use by other tests.
+        let left = pages.iter().filter(mapped).count();
+        assert!(left <= pages.len() / 2, "{left} of {}", pages.len());
     }
 }
