@@ -500,6 +500,9 @@ pub struct RunArgs {
     /// Threads that map and unmap meanwhile [default: the workload's own]
     #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=256))]
     pub mutators: Option<u32>,
+    /// Calls a second that each of those makes at most [default: no limit]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub mutator_rate: Option<u32>,
     /// Address spaces that the threads are spread over
     #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub address_spaces: u32,

@@ -170,6 +170,7 @@ fn shared(command: &str, args: &RunArgs) -> Result<StressConfig, Failure> {
         handlers: args.handlers.unwrap_or(defaults.handlers),
         threads: args.threads,
         mutators: args.mutators,
+        mutator_rate: args.mutator_rate,
         address_spaces: args.address_spaces,
         duration: args.duration,
         ops: args.ops,

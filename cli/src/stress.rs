@@ -92,6 +92,15 @@ pub fn number_of(n: u32, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
+/// `2 mutators (at most 20 k calls/s each)`.
+pub fn mutators(report: &StressReport) -> String {
+    let number = number_of(report.mutators, "mutator");
+    let each = if report.mutators == 1 { "" } else { " each" };
+    report
+        .mutator_rate
+        .map_or(number.clone(), |limit| format!("{number} (at most {} calls/s{each})", rate(f64::from(limit))))
+}
+
 /// The report for people.
 pub fn table(report: &StressReport) -> String {
     let mut text = heading(report);
@@ -133,7 +142,7 @@ pub fn table(report: &StressReport) -> String {
 fn heading(report: &StressReport) -> String {
     let native = report.backend == "native";
     let how = if native { "the host's own mmap".to_owned() } else { format!("{} delivery", report.delivery) };
-    let mut parts = vec![number_of(report.threads, "thread"), number_of(report.mutators, "mutator")];
+    let mut parts = vec![number_of(report.threads, "thread"), mutators(report)];
     if let Some(handlers) = report.handlers {
         parts.push(number_of(handlers, "handler"));
     }

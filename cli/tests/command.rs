@@ -108,6 +108,7 @@ fn senseless_numbers_are_refused() {
         ("--delivery", "pigeon", "sigbus, queue, software"),
         ("--backend", "both", "emulated, native"),
         ("--handlers", "2", "'--delivery queue'"),
+        ("--mutator-rate", "0", "is not in 1..="),
     ] {
         assert_usage(&["stress", "app-start", option, value], says);
     }

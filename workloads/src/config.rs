@@ -146,6 +146,10 @@ pub struct StressConfig {
     /// one where mutators are part of it, none where each thread maps for
     /// itself. There a number adds threads that map and unmap on the side.
     pub mutators: Option<u32>,
+    /// `--mutator-rate`: calls a second that each mutator makes at most. `None`:
+    /// as many as it can. With a limit that both locks reach, what faults gain by
+    /// a lock is not spent by mutators that gain as well.
+    pub mutator_rate: Option<u32>,
     /// `--address-spaces`. A workload may need more
     /// ([`WorkloadInfo::min_address_spaces`](crate::WorkloadInfo)) and then gets them; the
     /// report says how many there were.
@@ -207,6 +211,7 @@ impl Default for StressConfig {
             handlers: 1,
             threads: 2,
             mutators: None,
+            mutator_rate: None,
             address_spaces: 1,
             duration: None,
             ops: None,

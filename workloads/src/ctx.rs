@@ -4,6 +4,7 @@
 
 use crate::RunError;
 use crate::measure::{Op, Recorder, bump};
+use crate::pace::Pace;
 use crate::report::Violation;
 use crate::rng::Rng;
 use crate::shared::{Phase, Shared};
@@ -63,6 +64,8 @@ pub(crate) struct Ctx<T> {
     pub(crate) recorder: Recorder,
     pub(crate) log: Log,
     sampler: Sampler,
+    /// A mutator's, with `--mutator-rate`.
+    pace: Option<Pace>,
     measuring: bool,
     values: u64,
 }
@@ -81,6 +84,7 @@ impl<T: Target> Ctx<T> {
             recorder: Recorder::new(),
             log: Log::default(),
             sampler: Sampler::new(worker),
+            pace: shared.plan.mutator_rate.filter(|_| role == Role::Mutator).map(Pace::new),
             measuring: shared.plan.warmup.is_zero(),
             values: (worker as u64) << 40,
             shared,
@@ -97,6 +101,9 @@ impl<T: Target> Ctx<T> {
 
     /// To be asked at the head of each round: whether there is another.
     pub(crate) fn go(&mut self) -> bool {
+        if let Some(pace) = &mut self.pace {
+            pace.keep(|| self.shared.phase() == Phase::Stop);
+        }
         match self.shared.phase() {
             Phase::Stop => return false,
             Phase::Measure if !self.measuring => {
@@ -210,6 +217,9 @@ impl<T: Target> Ctx<T> {
         let ns = clock.delta_as_nanos(start, clock.raw());
         self.recorder.ops[op as usize].saturating_record(ns.max(1));
         bump(&self.shared.live[self.worker].ops);
+        if let Some(pace) = &mut self.pace {
+            pace.call();
+        }
         if self.measuring {
             self.shared.spend_op();
         }

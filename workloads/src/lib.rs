@@ -13,6 +13,7 @@ mod control;
 mod ctx;
 mod error;
 mod measure;
+mod pace;
 mod pin;
 mod report;
 mod rng;

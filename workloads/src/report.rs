@@ -318,6 +318,8 @@ pub struct StressReport {
     pub threads: u32,
     /// Threads that only mapped, protected and unmapped.
     pub mutators: u32,
+    /// Calls a second that each of them made at most, if they were limited.
+    pub mutator_rate: Option<u32>,
     /// Address spaces, at least the workload's minimum.
     pub address_spaces: u32,
     /// Bytes of each address space.

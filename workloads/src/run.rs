@@ -159,6 +159,9 @@ impl Checked {
                 info.min_mutators
             ));
         }
+        if config.mutator_rate.is_some() && mutators == 0 {
+            return usage("--mutator-rate is for mutators, and there are none: add --mutators 1 or more".to_owned());
+        }
         let workers = config.threads as usize + mutators as usize;
         if workers > WORKERS_MAX {
             return usage(format!("{workers} threads and mutators are too many: at most {WORKERS_MAX} together"));
@@ -188,6 +191,7 @@ impl Checked {
         let plan = Plan {
             threads: config.threads as usize,
             mutators: mutators as usize,
+            mutator_rate: config.mutator_rate,
             address_spaces: config.address_spaces.max(info.min_address_spaces) as usize,
             duration: config.effective_duration(),
             ops: config.ops,
@@ -302,6 +306,7 @@ impl Checked {
             handlers: (emulated && config.delivery == Delivery::Queue).then_some(config.handlers),
             threads: self.plan.threads as u32,
             mutators: self.plan.mutators as u32,
+            mutator_rate: self.plan.mutator_rate,
             address_spaces: self.plan.address_spaces as u32,
             region_bytes: self.region_bytes as u64,
             seed: config.seed,

@@ -15,6 +15,8 @@ use vmalab::addr::{PAGE_SIZE, PageRange};
 pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) mutators: usize,
+    /// Calls a second that each mutator makes at most.
+    pub(crate) mutator_rate: Option<u32>,
     pub(crate) address_spaces: usize,
     pub(crate) duration: Option<Duration>,
     pub(crate) ops: Option<u64>,

@@ -20,6 +20,7 @@ fn plan(name: &str, verify: bool) -> Plan {
     Plan {
         threads: 3,
         mutators: info.mutators.max(1) as usize,
+        mutator_rate: None,
         address_spaces: info.min_address_spaces as usize,
         duration: Some(Duration::from_secs(20)),
         ops: Some(600),
@@ -240,6 +241,13 @@ fn configurations_that_make_no_sense_are_refused() {
         })
         .contains("--mutators")
     );
+    assert!(
+        refused(&|config| {
+            config.workload = "page-fault".into();
+            config.mutator_rate = Some(100);
+        })
+        .contains("add --mutators")
+    );
 }
 
 #[test]
@@ -267,6 +275,30 @@ fn native_workloads_run_and_report() {
         }
         assert_eq!(serde_json::from_value::<crate::StressReport>(json).unwrap().workload, workload.name);
     }
+}
+
+#[test]
+fn mutators_keep_to_their_rate() {
+    // Of this workload only mutators call mprotect.
+    let run = |mutator_rate| {
+        let config = StressConfig {
+            delivery: crate::Delivery::Software,
+            threads: 1,
+            mutators: Some(2),
+            mutator_rate,
+            duration: Some(Duration::from_millis(300)),
+            warmup: Duration::ZERO,
+            ..StressConfig::new("app-start")
+        };
+        run(&config, &Control::new()).unwrap()
+    };
+    let report = run(Some(2_000));
+    // What may be caught up with (5 ms: ten calls), and a round begun at the end, of each.
+    let most = 2.0 * (2_000.0 * report.seconds + 10.0 + 4.0);
+    let calls = report.ops["mprotect"];
+    assert!(calls > 0 && (calls as f64) < most, "{calls} calls, at most {most}");
+    assert_eq!(report.mutator_rate, Some(2_000));
+    assert!(run(None).ops["mprotect"] > calls, "no limit is no limit");
 }
 
 /// The workloads of the whole mmap family.

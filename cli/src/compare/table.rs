@@ -3,7 +3,7 @@
 use super::report::{CompareReport, Measure, SliceCount, SubjectReport};
 use crate::calibrate::Calibration;
 use crate::statistics::{Ratio, median};
-use crate::stress::number_of;
+use crate::stress::{mutators, number_of};
 use crate::table::{facts, numbers};
 use crate::units::{nanoseconds, rate};
 use vmalab_workloads::StressConfig;
@@ -98,7 +98,7 @@ pub fn heading(report: &CompareReport, config: &StressConfig) -> String {
     let first = report.subjects.iter().find_map(|subject| subject.runs.first());
     if let Some(run) = first {
         parts.push(number_of(run.threads, "thread"));
-        parts.push(number_of(run.mutators, "mutator"));
+        parts.push(mutators(run));
         if run.address_spaces > 1 {
             parts.push(number_of(run.address_spaces, "address space"));
         }
