@@ -278,6 +278,11 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
         ];
         add("host calls", listed(&calls));
     }
+    if let Some(shootdowns) = report.tlb_shootdowns {
+        let faults = report.faults.filter(|faults| *faults > 0);
+        let share = faults.map(|faults| format!(", {:.1} for 100 faults", 100.0 * shootdowns as f64 / faults as f64));
+        add("shootdowns", format!("{} on this machine{}", count(shootdowns), share.unwrap_or_default()));
+    }
     if let Some(rcu) = &report.rcu {
         add("RCU", format!("{} grace periods, backlog {}", count(rcu.grace_periods), count(rcu.backlog)));
     }
@@ -398,6 +403,7 @@ pub mod tests {
                 "slabs": 100_000, "object_bytes": 192},
             "host_calls": {"mmap": 0, "munmap": 0, "mprotect": 0, "mremap": 0, "madvise": 1_000_000_000,
                 "uffd": 1_000_000_000},
+            "tlb_shootdowns": 123_456_789_012_u64,
             "rcu": {"grace_periods": 1_000_000_000, "backlog": 1_000_000_000},
             "fault_outcomes": {"exists": 1_000_000_000, "segv": 1, "bus": 0},
             "verify": {"checked": 1_000_000_000, "unchecked_state": 0, "violations": 0, "first": null}

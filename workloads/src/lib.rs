@@ -20,6 +20,7 @@ mod rng;
 mod run;
 mod runner;
 mod shared;
+mod shootdowns;
 mod slices;
 mod target;
 mod trace;

@@ -370,6 +370,9 @@ pub struct StressReport {
     pub slab: Option<SlabReport>,
     /// Host calls on the regions.
     pub host_calls: Option<HostCallsReport>,
+    /// TLB shootdowns (interrupts, as the host counts them) while the workload
+    /// ran, of the whole machine; `null` where it does not tell.
+    pub tlb_shootdowns: Option<u64>,
     /// RCU.
     pub rcu: Option<RcuReport>,
     /// Ends of the fault path.

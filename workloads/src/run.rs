@@ -329,6 +329,7 @@ impl Checked {
             mmap_lock: emulated.then(|| mmap_lock(counters)),
             slab: emulated.then(|| slab(counters, driven.slab)),
             host_calls: emulated.then(|| host_calls(counters)),
+            tlb_shootdowns: driven.shootdowns,
             rcu: emulated.then(|| RcuReport {
                 grace_periods: driven.rcu_after.grace_periods - driven.rcu_before.grace_periods,
                 backlog: driven.rcu_after.backlog as u64,

@@ -7,6 +7,7 @@ use crate::ctx::{Ctx, Fail, Role};
 use crate::measure::{BUCKETS, Recorder, p99};
 use crate::report::{AdversaryReport, Violation};
 use crate::shared::{Phase, Plan, Rendezvous, Shared};
+use crate::shootdowns;
 use crate::slices::{Done, Place, Sampler, SlicesReport};
 use crate::target::{SlabUse, Target};
 use crate::verify::log::{Event, Log};
@@ -38,6 +39,8 @@ pub(crate) struct Driven {
     pub(crate) slab: Option<SlabUse>,
     pub(crate) rcu_before: rcu::Stats,
     pub(crate) rcu_after: rcu::Stats,
+    /// TLB shootdowns of the whole machine.
+    pub(crate) shootdowns: Option<u64>,
     pub(crate) checked: u64,
     pub(crate) unchecked_state: u64,
     /// All, the first first.
@@ -106,6 +109,7 @@ pub(crate) fn drive<T: Target>(
     let missing = crew.collect(if watch.stalled { patience / 6 } else { patience });
     let counters = Snapshot::take().since(&watch.before);
     let rcu_after = rcu::stats();
+    let shootdowns = shootdowns::total().zip(watch.shootdowns_before).map(|(after, before)| after - before);
     drop(span);
     control.enter(Stage::TearDown);
     let _span = tracing::info_span!("tear_down").entered();
@@ -128,6 +132,7 @@ pub(crate) fn drive<T: Target>(
         slab: shared.targets[0].slab(),
         rcu_before: watch.rcu_before,
         rcu_after,
+        shootdowns,
         checked: shared.live.iter().map(|live| live.checked.load(Ordering::Relaxed)).sum(),
         unchecked_state: shared.live.iter().map(|live| live.unchecked_state.load(Ordering::Relaxed)).sum(),
         violations,
@@ -341,6 +346,7 @@ struct Watch<'a, T> {
     control: &'a Control,
     before: Snapshot,
     rcu_before: rcu::Stats,
+    shootdowns_before: Option<u64>,
     touches_before: u64,
     ops_before: u64,
     latencies: Vec<u64>,
@@ -360,6 +366,7 @@ impl<'a, T: Target> Watch<'a, T> {
             control,
             before: Snapshot::take(),
             rcu_before: rcu::stats(),
+            shootdowns_before: shootdowns::total(),
             touches_before: 0,
             ops_before: 0,
             latencies: vec![0; BUCKETS],
@@ -392,6 +399,7 @@ impl<'a, T: Target> Watch<'a, T> {
         self.control.enter(stage);
         self.before = Snapshot::take();
         self.rcu_before = rcu::stats();
+        self.shootdowns_before = shootdowns::total();
         self.touches_before = self.sum(|live| live.first_touches.load(Ordering::Relaxed));
         self.ops_before = self.sum(|live| live.ops.load(Ordering::Relaxed));
     }
