@@ -277,8 +277,8 @@ impl Region {
         let mut registered = uffd.register(range);
         if registered == Err(Errno::ENOMEM) && uffd.count() > 1 {
             // Too many host mappings in this process (vm.max_map_count). Closing
-            // what was registered joins them again; nothing was touched yet.
-            uffd = Stripes::one(open()?);
+            // the others joins them again; nothing was touched yet.
+            uffd = uffd.into_one();
             registered = uffd.register(range);
         }
         registered.map_err(RegionError::Register)?;

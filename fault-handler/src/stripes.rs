@@ -10,58 +10,86 @@
 //!
 //! The price: an ioctl must not cross from one host VMA to the next, so what
 //! spans a border is done in parts. Here, and nowhere else.
+//!
+//! Stripes are a matter of speed. Where descriptors or host mappings are scarce
+//! there is one userfaultfd and one host VMA for everything.
 
+use crate::registry::SPACES_MAX;
 use crate::uffd::{OpenError, Origin, Uffd, UffdError};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use vmalab::addr::{PAGE_SIZE, PageRange, VirtAddr};
 
-/// Userfaultfds of a range at most. A power of two.
-const UFFDS_MAX: usize = 1 << FOLD;
-const FOLD: u32 = 3;
+/// Userfaultfds of a range in stripes. It divides no power of two, so neither
+/// the distance of two stripes that are a power of two apart.
+const UFFDS: usize = 7;
 /// The least stripe: what one page of page-table entries maps, as the host has
 /// a lock for each of those.
 const STRIPE_MIN: usize = 2 << 20;
-/// Stripes of a region, about, where [`STRIPE_MIN`] would make more. The host
-/// looks one of them up for each fault, and limits them (`vm.max_map_count`).
+/// Stripes of a region, at most, where [`STRIPE_MIN`] would make more. The host
+/// looks one of them up for each fault.
 const STRIPES_MAX: usize = 512;
+/// Host mappings that all stripes of the process may be: a quarter of what it
+/// may have (`vm.max_map_count`, if nobody changed it).
+const MAPPINGS_MAX: usize = 65_530 / 4;
+/// Descriptors left to others: as many as the largest number of address spaces
+/// need (two userfaultfds and a page map each), and some.
+const DESCRIPTORS_LEFT: usize = 3 * SPACES_MAX + 64;
+
+static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// See the module's documentation.
 pub struct Stripes {
-    /// A power of two, all opened alike.
+    /// [`UFFDS`], all opened alike, or one.
     uffds: Box<[Uffd]>,
-    /// A stripe is `1 << shift` bytes, at a multiple of them.
+    /// A stripe is `1 << shift` bytes, at a multiple of them. With one
+    /// userfaultfd every address lies in stripe 0.
     shift: u32,
+    /// What this is in [`MAPPINGS`].
+    mappings: usize,
 }
 
 impl Stripes {
     /// One userfaultfd for everything.
     pub(crate) fn one(uffd: Uffd) -> Stripes {
-        Stripes { uffds: Box::new([uffd]), shift: usize::BITS - 1 }
+        Stripes { uffds: Box::new([uffd]), shift: usize::BITS - 1, mappings: 0 }
     }
 
-    /// For a range of `bytes`. Takes fewer userfaultfds where `open` fails, but
-    /// for the first, and leaves half of the process's descriptors to others.
+    /// For a range of `bytes`: in stripes if there is enough of it, and of
+    /// descriptors and mappings.
     ///
     /// # Errors
     /// Of `open`, the first time.
     pub(crate) fn open(bytes: usize, mut open: impl FnMut() -> Result<Uffd, OpenError>) -> Result<Stripes, OpenError> {
-        let stripe = (bytes / STRIPES_MAX).next_power_of_two().max(STRIPE_MIN);
-        let mut uffds = vec![open()?];
-        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / 2);
-        let wanted = bytes.div_ceil(stripe).next_power_of_two().min(UFFDS_MAX);
-        while uffds.len() < wanted {
+        let first = open()?;
+        let origin = first.origin();
+        let stripe = bytes.div_ceil(STRIPES_MAX).next_power_of_two().max(STRIPE_MIN);
+        let mappings = bytes.div_ceil(stripe) + 1;
+        // Relaxed: a count.
+        if bytes <= stripe || MAPPINGS.load(Ordering::Relaxed) + mappings > MAPPINGS_MAX {
+            return Ok(Stripes::one(first));
+        }
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft as usize);
+        let mut uffds = vec![first];
+        while uffds.len() < UFFDS {
             match open() {
-                Ok(uffd) if (uffd.as_fd().as_raw_fd() as u64) < limit => uffds.push(uffd),
-                _ => break,
+                Ok(uffd) if uffd.origin() == origin && uffd.as_fd().as_raw_fd() as usize + DESCRIPTORS_LEFT < limit => {
+                    uffds.push(uffd);
+                }
+                _ => return Ok(Stripes::one(uffds.swap_remove(0))),
             }
         }
-        uffds.truncate(1 << uffds.len().ilog2());
-        if uffds.len() == 1 {
-            return Ok(Stripes::one(uffds.swap_remove(0)));
-        }
-        Ok(Stripes { uffds: uffds.into_boxed_slice(), shift: stripe.ilog2() })
+        MAPPINGS.fetch_add(mappings, Ordering::Relaxed);
+        Ok(Stripes { uffds: uffds.into_boxed_slice(), shift: stripe.ilog2(), mappings })
+    }
+
+    /// Only the first of them, for everything. What the others had registered
+    /// is not registered any more.
+    pub(crate) fn into_one(mut self) -> Stripes {
+        let mut uffds = std::mem::take(&mut self.uffds).into_vec();
+        Stripes::one(uffds.swap_remove(0))
     }
 
     /// How many userfaultfds there are.
@@ -70,10 +98,9 @@ impl Stripes {
     }
 
     /// The userfaultfd of the stripe in which `page` lies.
+    #[inline]
     pub fn of(&self, page: VirtAddr) -> &Uffd {
-        let number = page.get() >> self.shift;
-        let folded = number ^ number >> FOLD ^ number >> (2 * FOLD);
-        &self.uffds[folded & (self.uffds.len() - 1)]
+        &self.uffds[(page.get() >> self.shift) % UFFDS]
     }
 
     /// Where the stripe of `page` ends, but no further than `end`.
@@ -108,7 +135,7 @@ impl Stripes {
         Ok(())
     }
 
-    /// How the first was created, and so all of them.
+    /// How they were created.
     pub fn origin(&self) -> Origin {
         self.uffds[0].origin()
     }
@@ -204,40 +231,84 @@ impl Stripes {
     }
 }
 
+impl Drop for Stripes {
+    fn drop(&mut self) {
+        MAPPINGS.fetch_sub(self.mappings, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::region::{Notify, Region};
     use crate::uffd::Privilege;
+    use std::sync::Mutex;
 
     const STRIPES: usize = 8;
     const PAGES: usize = STRIPE_MIN / PAGE_SIZE;
 
-    fn region() -> Region {
-        let region = Region::new(STRIPES * STRIPE_MIN, Notify::Signal, Privilege::User).unwrap();
-        assert_eq!(region.uffd().count(), UFFDS_MAX, "descriptors");
-        region
+    /// What the process has of everything is one test's at a time.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn alone() -> std::sync::MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn fd(region: &Region, stripe: usize) -> i32 {
-        region.uffd().of(region.range().start() + stripe * STRIPE_MIN).as_fd().as_raw_fd()
+    /// Lets this process have stripes, whatever limit it was started with.
+    pub(crate) fn enough_descriptors() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let wanted = (DESCRIPTORS_LEFT as u64 + 192).max(soft);
+        nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).expect("some 1000 descriptors");
+    }
+
+    fn region() -> Region {
+        enough_descriptors();
+        let region = Region::new(STRIPES * STRIPE_MIN, Notify::Signal, Privilege::User).unwrap();
+        assert_eq!(region.uffd().count(), UFFDS);
+        region
     }
 
     #[test]
     fn stripes_a_power_of_two_apart_have_userfaultfds_of_their_own() {
+        let _alone = alone();
         let region = region();
-        for distance in [1, 2, 4] {
-            for stripe in 0..STRIPES - distance {
-                assert_ne!(fd(&region, stripe), fd(&region, stripe + distance), "{stripe} + {distance}");
+        let uffd = region.uffd();
+        for stripe in 0..1000 {
+            let at = |stripe: usize| uffd.of(VirtAddr(stripe * STRIPE_MIN));
+            for distance in (0..10).map(|power| 1 << power) {
+                assert!(!std::ptr::eq(at(stripe), at(stripe + distance)), "{stripe} + {distance}");
             }
+            // The same within a stripe, to its last byte.
+            assert!(std::ptr::eq(at(stripe), uffd.of(VirtAddr((stripe + 1) * STRIPE_MIN - 1))));
         }
-        // The same within a stripe, to its last byte.
-        let last = region.range().start() + (STRIPE_MIN - 1);
-        assert_eq!(region.uffd().of(last).as_fd().as_raw_fd(), fd(&region, 0));
+    }
+
+    #[test]
+    fn what_is_scarce_is_left_to_others() {
+        let _alone = alone();
+        let count = || MAPPINGS.load(Ordering::Relaxed);
+        let open = || Uffd::open(Privilege::User, 0, 0);
+        assert_eq!(Stripes::open(STRIPE_MIN, open).unwrap().count(), 1, "too small");
+        // Other tests take some as well, but no more than that.
+        MAPPINGS.fetch_add(MAPPINGS_MAX, Ordering::Relaxed);
+        assert_eq!(Stripes::open(STRIPES * STRIPE_MIN, open).unwrap().count(), 1, "too many mappings");
+        MAPPINGS.fetch_sub(MAPPINGS_MAX, Ordering::Relaxed);
+        let mut opened = 0;
+        let few = || {
+            opened += 1;
+            if opened < UFFDS { open() } else { Err(OpenError::Missing) }
+        };
+        assert_eq!(Stripes::open(STRIPES * STRIPE_MIN, few).unwrap().count(), 1, "too few descriptors");
+        let many = Stripes::open(usize::MAX / 4, open).unwrap();
+        assert!(many.count() == 1 || (STRIPES_MAX / 2..=STRIPES_MAX + 1).contains(&many.mappings), "{}", many.mappings);
+        let before = count();
+        assert_eq!(many.into_one().count(), 1);
+        assert!(count() <= before);
     }
 
     #[test]
     fn parts_fill_the_range_and_cross_no_border() {
+        let _alone = alone();
         let region = region();
         let start = region.range().start();
         for (from, to) in
@@ -259,6 +330,7 @@ mod tests {
     /// On real host mappings: an ioctl that crossed a border would fail.
     #[test]
     fn ioctls_across_borders() {
+        let _alone = alone();
         let region = region();
         let (uffd, start) = (region.uffd(), region.range().start());
         let at = |page: usize| start + page * PAGE_SIZE;

@@ -144,7 +144,7 @@ fn unprivileged() {
 }
 
 fn table_full() {
-    let make = || AddressSpace::<MmapOnly>::builder().region(PAGE_SIZE).build();
+    let make = || AddressSpace::<MmapOnly>::builder().region(8 << 20).build();
     let mut spaces: Vec<_> = (0..SPACES_MAX).map(|_| make().expect("room")).collect();
     let error = make().err().expect("the table is full");
     assert!(matches!(error, Error::TableFull(TableFull)), "{error}");

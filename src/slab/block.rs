@@ -60,7 +60,8 @@ fn map() -> Option<NonNull<c_void>> {
     // SAFETY: a new mapping where the kernel likes; then what of it is not the block.
     unsafe {
         let mapped = mmap_anonymous(None, twice, access, MapFlags::MAP_PRIVATE).ok()?;
-        let before = mapped.addr().get().next_multiple_of(BLOCK_BYTES) - mapped.addr().get();
+        // Below the address at which the host began, for the next to lie beside it.
+        let before = BLOCK_BYTES - mapped.addr().get() % BLOCK_BYTES;
         let start = mapped.byte_add(before);
         for (end, bytes) in [(mapped, before), (start.byte_add(BLOCK_BYTES), BLOCK_BYTES - before)] {
             // Should the host refuse, a few addresses are lost.
@@ -87,9 +88,11 @@ pub(super) unsafe fn give_back(page: NonNull<PageHead>, poisoned: bool) {
     let mut blocks = BLOCKS.lock().expect("blocks");
     let key = page.addr().get() - offset;
     let block = blocks.entry(key).or_insert(Block { start, blank: 0 });
+    debug_assert_eq!(block.blank & 1 << (offset / SLAB_BYTES), 0, "a page was given back twice");
     block.blank |= 1 << (offset / SLAB_BYTES);
+    let is_blank = |block: &Block| block.blank == ALL_BLANK;
     // One stays, for a slab that grows and shrinks by a page again and again.
-    if block.blank == ALL_BLANK && !poisoned && blocks.len() > 1 {
+    if is_blank(block) && !poisoned && blocks.values().filter(|block| is_blank(block)).count() > 1 {
         let gone = blocks.remove(&key).map(|block| block.start);
         drop(blocks);
         if let Some(PagePtr(start)) = gone {
@@ -103,7 +106,7 @@ pub(super) unsafe fn give_back(page: NonNull<PageHead>, poisoned: bool) {
 mod tests {
     use super::*;
 
-    /// Whether the page has memory, or is not even mapped.
+    /// Whether the page has memory; not if it is not even mapped.
     fn resident(page: NonNull<PageHead>) -> bool {
         let mut there = [0u8; SLAB_BYTES / 4096];
         // SAFETY: one byte for each page.

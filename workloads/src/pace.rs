@@ -15,14 +15,17 @@ pub(crate) struct Pace {
     per_call: Duration,
     /// Calls since the last look.
     calls: u32,
-    /// When those before them are paid for.
-    due: Instant,
+    /// When those before them are paid for; `None` before the first look, as
+    /// what a thread does before its first round does not count.
+    due: Option<Instant>,
 }
 
 impl Pace {
     /// `rate`: calls a second, at least 1.
     pub(crate) fn new(rate: u32) -> Pace {
-        Pace { per_call: Duration::from_secs(1) / rate, calls: 0, due: Instant::now() }
+        // Rounded up: no more than that.
+        let per_call = Duration::from_nanos(1_000_000_000_u64.div_ceil(rate.into()));
+        Pace { per_call, calls: 0, due: None }
     }
 
     /// Another call was made.
@@ -32,9 +35,13 @@ impl Pace {
 
     /// Adds the calls to the account; returns how long to sleep.
     fn settle(&mut self, now: Instant) -> Duration {
-        let behind = now.checked_sub(BEHIND).unwrap_or(now);
-        self.due = self.due.max(behind) + self.per_call * std::mem::take(&mut self.calls);
-        match self.due.saturating_duration_since(now) {
+        let calls = std::mem::take(&mut self.calls);
+        let due = match self.due {
+            None => now,
+            Some(due) => due.max(now.checked_sub(BEHIND).unwrap_or(now)) + self.per_call * calls,
+        };
+        self.due = Some(due);
+        match due.saturating_duration_since(now) {
             ahead if ahead < AHEAD => Duration::ZERO,
             ahead => ahead,
         }
@@ -58,9 +65,10 @@ mod tests {
     #[test]
     fn a_thread_that_is_ahead_waits() {
         let mut pace = Pace::new(10_000);
-        let start = pace.due;
+        let start = Instant::now();
         let after = |micros| start + Duration::from_micros(micros);
-        assert_eq!(pace.settle(after(0)), Duration::ZERO, "nothing was done");
+        (0..99).for_each(|_| pace.call());
+        assert_eq!(pace.settle(after(0)), Duration::ZERO, "before the first round");
         (0..10).for_each(|_| pace.call());
         assert_eq!(pace.settle(after(50)), Duration::from_micros(950));
         assert_eq!(pace.settle(after(500)), Duration::from_micros(500), "the calls count once");
@@ -72,7 +80,9 @@ mod tests {
     #[test]
     fn a_thread_that_was_kept_away_does_not_make_up_for_all_of_it() {
         let mut pace = Pace::new(1_000);
-        let late = pace.due + Duration::from_secs(10);
+        let start = Instant::now();
+        assert_eq!(pace.settle(start), Duration::ZERO);
+        let late = start + Duration::from_secs(10);
         (0..7).for_each(|_| pace.call());
         assert_eq!(pace.settle(late), Duration::from_millis(2), "five of seven at once");
     }
@@ -80,6 +90,7 @@ mod tests {
     #[test]
     fn the_end_of_a_run_ends_the_wait() {
         let mut pace = Pace::new(1);
+        pace.settle(Instant::now());
         (0..1_000).for_each(|_| pace.call());
         let looks = std::cell::Cell::new(0);
         pace.keep(|| looks.replace(looks.get() + 1) == 2);

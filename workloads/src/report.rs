@@ -360,6 +360,8 @@ pub struct StressReport {
     pub ops: BTreeMap<String, u64>,
     /// All of them per second.
     pub ops_per_s: f64,
+    /// Those of mutators per second; `null` without mutators.
+    pub mutator_ops_per_s: Option<f64>,
     /// Their latencies, by name; only calls that were made.
     pub op_ns: BTreeMap<String, Distribution>,
     /// `None` natively, as are the next five.

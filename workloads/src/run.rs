@@ -323,6 +323,7 @@ impl Checked {
             floor: None,
             attribution: recorder.attribution.report(),
             ops_per_s: per_second(ops.values().sum()),
+            mutator_ops_per_s: (self.plan.mutators > 0).then(|| per_second(driven.mutator_calls)),
             ops,
             op_ns: op_ns.collect(),
             vma_lock: emulated.then(|| vma_lock(counters)),

@@ -31,6 +31,8 @@ const EVENTS: usize = 48;
 /// What a run gave.
 pub(crate) struct Driven {
     pub(crate) recorder: Recorder,
+    /// Calls that mutators made, of the recorder's.
+    pub(crate) mutator_calls: u64,
     pub(crate) seconds: f64,
     pub(crate) interrupted: bool,
     /// The core's counters during the measured part.
@@ -123,9 +125,13 @@ pub(crate) fn drive<T: Target>(
     }
     let mut recorder = Recorder::new();
     crew.finished.iter().filter(|_| measured).for_each(|thread| recorder.merge(&thread.recorder));
+    let calls = |thread: &Finished| thread.recorder.ops.iter().map(|op| op.len()).sum::<u64>();
+    let mutators = crew.finished.iter().filter(|thread| measured && thread.worker >= shared.plan.threads);
+    let mutator_calls = mutators.map(calls).sum();
     let last = crew.finished.iter().map(|thread| thread.ended).max().unwrap_or(began);
     Ok(Driven {
         recorder,
+        mutator_calls,
         seconds: if measured { shared.clock.delta_as_nanos(began, last) as f64 / 1e9 } else { 0.0 },
         interrupted,
         counters,

@@ -167,7 +167,7 @@ fn numbers(report: &CompareReport) -> Markup {
                 thead { tr {
                     th scope="col" { "subject" }
                     th scope="col" { (throughput) }
-                    @if with_calls { th scope="col" { "calls/s" } }
+                    @if with_calls { th scope="col" { "mutators' calls/s" } }
                     @for (name, class, _) in &percentiles { th scope="col" class=[(!class.is_empty()).then_some(class)] { (name) } }
                     th scope="col" { "disturbed" }
                 } }
@@ -177,7 +177,7 @@ fn numbers(report: &CompareReport) -> Markup {
                         tr {
                             th scope="row" class=(colour) { (subject.name) }
                             td { (middle(subject, &|run| measure.throughput(run), rate)) }
-                            @if with_calls { td { (middle(subject, &|run| Some(run.ops_per_s), rate)) } }
+                            @if with_calls { td { (middle(subject, &|run| run.mutator_ops_per_s, rate)) } }
                             @for (_, class, of) in &percentiles {
                                 td class=[(!class.is_empty()).then_some(class)] { (middle(subject, &|run| measure.distribution(run).map(|d| of(d) as f64), nanoseconds)) }
                             }

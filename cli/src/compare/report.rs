@@ -74,7 +74,7 @@ pub struct SubjectReport {
     pub runs: Vec<StressReport>,
     pub throughput_ratio: Ratio,
     pub p99_ratio: Ratio,
-    /// Of `ops_per_s`, where mutators ran beside the faults that are compared:
+    /// Of `mutator_ops_per_s`, where mutators ran beside the faults that are compared:
     /// faults and calls share the CPUs.
     pub calls_ratio: Option<Ratio>,
     /// As `throughput_ratio`, of the slices that were not disturbed.
@@ -193,13 +193,14 @@ pub fn summarise(
     };
     let p99 = |report: &StressReport| measure.percentiles(report).map(|(_, p99)| p99 as f64);
     let mutated = measure == Measure::Faults && runs.iter().flatten().any(|run| run.mutators > 0);
+    let calls = |report: &StressReport| report.mutator_ops_per_s;
     let ratios: Vec<verdict::Ratios> = runs
         .iter()
         .map(|subject| verdict::Ratios {
             throughput: ratio(subject, &|report| measure.throughput(report)),
             undisturbed: ratio(subject, &|report| measure.undisturbed(report)),
             p99: ratio(subject, &p99),
-            calls: mutated.then(|| ratio(subject, &|report| Some(report.ops_per_s))),
+            calls: mutated.then(|| ratio(subject, &calls)),
             slices: SliceCount::of(subject.iter().chain(&runs[comparison.baseline])),
         })
         .collect();

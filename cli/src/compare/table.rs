@@ -33,7 +33,7 @@ pub fn table(report: &CompareReport, config: &StressConfig, calibration: Option<
 /// What mutators did beside the faults that are compared.
 fn calls(report: &CompareReport) -> String {
     let subject = |subject: &SubjectReport| {
-        let mut per_s: Vec<f64> = subject.whole_runs().map(|run| run.ops_per_s).collect();
+        let mut per_s: Vec<f64> = subject.whole_runs().filter_map(|run| run.mutator_ops_per_s).collect();
         if per_s.is_empty() {
             return None;
         }
@@ -46,8 +46,8 @@ fn calls(report: &CompareReport) -> String {
     if known.is_empty() {
         return String::new();
     }
-    let fact = format!("{}; faults and calls share the CPUs", known.join(", "));
-    format!("\n{}", facts(9, vec![("calls/s".to_owned(), fact)]))
+    let fact = format!("{} calls/s; they share the CPUs with the faults", known.join(", "));
+    format!("\n{}", facts(9, vec![("mutators".to_owned(), fact)]))
 }
 
 /// How much of the time others took the machine, and what is left without it.

@@ -66,6 +66,9 @@ pub fn more_rounds(ratios: &Ratios) -> Option<usize> {
     undecided.filter_map(Ratio::more_rounds).chain((missing > 0).then_some(missing)).max()
 }
 
+/// Mutators' calls that differ by less, relatively, are taken for the same.
+const CALLS_ALIKE: f64 = 0.05;
+
 /// Most rounds that anybody is advised to run.
 const ROUNDS_MAX: usize = 1000;
 
@@ -100,10 +103,10 @@ pub fn sentence(baseline: &str, measure: Measure, ratios: &Ratios) -> String {
         _ if ratios.p99.median.is_none() => "p99 not measured",
         _ => "no difference in p99 shown",
     };
-    let third = match ratios.calls.and_then(|calls| calls.direction()) {
-        Some(Ordering::Greater) => "; more calls/s by its mutators",
-        Some(Ordering::Less) => "; fewer calls/s by its mutators",
-        _ => "",
+    let calls = ratios.calls.filter(|calls| calls.rounds >= ROUNDS_TO_JUDGE && calls.direction().is_some());
+    let third = match calls.and_then(|calls| calls.median) {
+        Some(times) if (times - 1.0).abs() > CALLS_ALIKE => format!("; {times:.2} times the mutators' calls/s"),
+        _ => String::new(),
     };
     format!("{first}; {second}{third}")
 }
@@ -182,8 +185,9 @@ mod tests {
         );
         let with = |calls| Ratios { calls: Some(calls), ..ratios(more, more) };
         let say_calls = |calls| sentence("mmap", Measure::Faults, &with(calls));
-        assert_eq!(say_calls(more), "more faults/s than mmap; a lower p99; more calls/s by its mutators");
-        assert!(say_calls(ratio(0.1, 0.2, 0.3)).ends_with("p99; fewer calls/s by its mutators"));
+        assert_eq!(say_calls(more), "more faults/s than mmap; a lower p99; 1.20 times the mutators' calls/s");
+        assert!(say_calls(ratio(0.1, 0.2, 0.3)).ends_with("p99; 0.20 times the mutators' calls/s"));
+        assert!(say_calls(ratio(0.98, 0.985, 0.99)).ends_with("a lower p99"), "they are held to a rate, say");
         assert!(say_calls(even).ends_with("a lower p99"));
         assert!(say(ratio(0.9, 1.001, 1.1), NONE).contains("(nor would 1,000 rounds like these)"));
         assert!(say(ratio(0.9, 1.0, 1.1), NONE).contains("the interval holds 1; a lower p99"));

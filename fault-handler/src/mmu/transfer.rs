@@ -204,9 +204,11 @@ impl UffdMmu {
 mod tests {
     use super::*;
     use crate::region::Notify;
+    use crate::stripes::tests::enough_descriptors;
     use crate::uffd::Privilege;
     use std::cell::Cell;
     use vmalab::mmu::{Content, Mmu, PageBuf};
+    use vmalab::stats::{Counter, of_this_thread};
 
     thread_local! {
         /// Calls of the host that work before one that does not, and how many
@@ -228,15 +230,21 @@ mod tests {
         }
     }
 
+    /// Both places lie across a border of stripes, each at another distance from it.
     #[test]
     fn a_move_that_fails_leaves_everything_where_it_was() {
         const PAGES: usize = 24;
+        const STRIPE: usize = 512;
+        /// First page of the source, and how far away the target is.
+        const BASE: usize = STRIPE - 11;
+        const FAR: usize = STRIPE + 5;
+        enough_descriptors();
         for moves in [true, false] {
-            let mmu = UffdMmu::new(64 * PAGE_SIZE, Notify::Signal, Privilege::User).unwrap();
+            let mmu = UffdMmu::new(4 * STRIPE * PAGE_SIZE, Notify::Signal, Privilege::User).unwrap();
             if !moves {
                 mmu.forget_move();
             }
-            let start = mmu.range().start();
+            let start = mmu.range().start() + BASE * PAGE_SIZE;
             let pages = |from: usize, to: usize| PageRange::new(start + from * PAGE_SIZE, start + to * PAGE_SIZE);
             let is_hole = |page: usize| page % 5 == 4;
             for page in (0..PAGES).filter(|&page| !is_hole(page)) {
@@ -255,7 +263,7 @@ mod tests {
             for calls in 0.. {
                 FAILS.set(Some((calls, 1 + calls % 3)));
                 let access = if calls % 2 == 0 { PageAccess::ReadWrite } else { PageAccess::Read };
-                let moved = mmu.move_range(pages(0, PAGES), pages(32, 33).start(), access);
+                let moved = mmu.move_range(pages(0, PAGES), pages(FAR, FAR + 1).start(), access);
                 if moved.is_ok() {
                     break;
                 }
@@ -265,15 +273,49 @@ mod tests {
             }
             FAILS.set(None);
             assert!(failures > 3, "only {failures} calls");
-            check(32, "moved");
+            check(FAR, "moved");
             for page in (0..PAGES).filter(|&page| !is_hole(page)) {
-                let at = start + (32 + page) * PAGE_SIZE;
+                let at = start + (FAR + page) * PAGE_SIZE;
                 mmu.unhide(at, true).unwrap();
                 // SAFETY: present now.
                 assert_eq!(unsafe { (at.get() as *const u8).read_volatile() }, page as u8);
             }
             mmu.reclaim(mmu.range());
-            assert!((38..45).all(|page| !mmu.region.pages.lazy.get(page)));
+            let lazy = BASE + FAR + 6..BASE + FAR + 13;
+            assert!(lazy.clone().all(|page| !mmu.region.pages.lazy.get(page)));
+        }
+    }
+
+    /// What crosses borders is moved in parts, not copied page by page.
+    #[test]
+    fn a_run_across_borders_takes_a_call_for_each_part() {
+        const STRIPE: usize = 512;
+        enough_descriptors();
+        let mmu = UffdMmu::new(4 * STRIPE * PAGE_SIZE, Notify::Signal, Privilege::User).unwrap();
+        if !mmu.moves() {
+            return;
+        }
+        let page = |n: usize| mmu.range().start() + n * PAGE_SIZE;
+        // Other tests' threads count in slots of their own.
+        assert!(vmalab::thread::announce());
+        let calls = || of_this_thread(Counter::HostUffd).unwrap();
+        let run = PageRange::new(page(STRIPE - 8), page(STRIPE + 8));
+        for at in run.iter_pages() {
+            mmu.install(at, Content::Page(&PageBuf([1; PAGE_SIZE])), true, true).unwrap();
+        }
+        let before = calls();
+        // To another distance from a border: three parts. Hidden, and back: two, and a page at a time.
+        let to = page(2 * STRIPE - 3);
+        mmu.move_range(run, to, PageAccess::ReadWrite).unwrap();
+        assert_eq!(calls() - before, 3);
+        let moved = PageRange::sized(to, run.bytes());
+        mmu.protect(moved, PageAccess::ReadWrite, PageAccess::Read).unwrap();
+        mmu.protect(moved, PageAccess::Read, PageAccess::None).unwrap();
+        assert_eq!(calls() - before, 3 + 2 + 2);
+        for at in moved.iter_pages() {
+            assert_eq!(mmu.unhide(at, true), Ok(true));
+            // SAFETY: present now.
+            assert_eq!(unsafe { (at.get() as *const u8).read_volatile() }, 1);
         }
     }
 }

@@ -58,9 +58,12 @@ pub struct FlatMap {
 
 const WRITER: u32 = 1 << 31;
 
+/// Page 0 of a map, in its region: a stripe ends with page 4 (`Stripes`).
+const FIRST: usize = 512 - 5;
+
 impl FlatMap {
     pub fn new(pages: usize, notify: Notify, privilege: Privilege) -> FlatMap {
-        let mmu = UffdMmu::new(pages * PAGE_SIZE, notify, privilege).expect("userfaultfd");
+        let mmu = UffdMmu::new((FIRST + pages).max(1024) * PAGE_SIZE, notify, privilege).expect("userfaultfd");
         FlatMap {
             mmu,
             states: (0..pages).map(|_| AtomicU8::new(State::Unmapped as u8)).collect(),
@@ -75,7 +78,7 @@ impl FlatMap {
     }
 
     pub fn addr(&self, page: usize) -> usize {
-        self.mmu.range().start().get() + page * PAGE_SIZE
+        self.mmu.range().start().get() + (FIRST + page) * PAGE_SIZE
     }
 
     pub fn pages(&self, from: usize, to: usize) -> PageRange {
@@ -143,7 +146,10 @@ impl FlatMap {
     }
 
     fn serve(&self, addr: VirtAddr, access: Access) -> Result<Outcome, MmuError> {
-        let index = (addr.page() - self.mmu.range().start()) / PAGE_SIZE;
+        let number = (addr.page() - self.mmu.range().start()) / PAGE_SIZE;
+        let Some(index) = number.checked_sub(FIRST).filter(|&index| index < self.states.len()) else {
+            return Ok(Outcome::Signal(Signal::MapErr));
+        };
         let writable = match self.state(index) {
             State::Unmapped => return Ok(Outcome::Signal(Signal::MapErr)),
             State::NoMemory => return Ok(Outcome::Signal(Signal::Bus)),
