@@ -353,6 +353,8 @@ pub(crate) mod tests {
         assert_eq!(copy(3 * PAGES, 1), Ok(()));
         assert_eq!(copy(3 * PAGES - 2, 3), Err(UffdError::Again { done: 2 * PAGE_SIZE }), "nothing of the second part");
         assert_eq!(copy(3 * PAGES, 2), Err(UffdError::Exists));
+        assert_eq!(copy(4 * PAGES + 1, 1), Ok(()));
+        assert_eq!(copy(4 * PAGES - 2, 8), Err(UffdError::Again { done: 3 * PAGE_SIZE }), "some of the second part");
         assert_eq!(uffd.write_protect(PageRange::new(at(PAGES - 4), at(PAGES + 4)), true), Ok(()));
         assert!((PAGES - 4..PAGES + 4).all(|page| load(page) == 7));
     }
