@@ -14,7 +14,8 @@ if [[ ${1:-} != --write-only ]]; then
   [[ ${CRITERION:-0} == 1 ]] || export ROWS=only
   cargo bench --bench core --bench fault
   cargo build --release -p vmalab-cli
-  target/release/vmalab compare app-start --threads 2 --mutators 2 --locks mmap,typesafe,refcount --rounds 9 --duration 2 \
-    --json target/performance/compare.json
+  compare=(target/release/vmalab compare app-start --threads 2 --mutators 2 --locks "mmap,typesafe,refcount" --rounds 9 --duration 2)
+  "${compare[@]}" --json target/performance/compare.json
+  "${compare[@]}" --mutator-rate 50000 --json target/performance/compare-rate.json
 fi
 python3 scripts/bench_report.py
