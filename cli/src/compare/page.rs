@@ -163,11 +163,11 @@ fn numbers(report: &CompareReport) -> Markup {
     html! {
         div.scroll {
             table {
-                caption { "Medians over " (report.rounds_completed) " rounds" }
+                caption { "Medians over " (report.rounds_completed) " rounds" @if with_calls { "; calls/s are the mutators'" } }
                 thead { tr {
                     th scope="col" { "subject" }
                     th scope="col" { (throughput) }
-                    @if with_calls { th scope="col" { "mutators' calls/s" } }
+                    @if with_calls { th scope="col" { "calls/s" } }
                     @for (name, class, _) in &percentiles { th scope="col" class=[(!class.is_empty()).then_some(class)] { (name) } }
                     th scope="col" { "disturbed" }
                 } }
