@@ -278,6 +278,11 @@ fn inside(report: &StressReport) -> Vec<(String, String)> {
         ];
         add("host calls", listed(&calls));
     }
+    if let Some(number) = report.userfaultfds {
+        let of = number_of(number, "userfaultfd");
+        let how = if number > 1 { ", its region in stripes" } else { "" };
+        add("address space", format!("{of}{how}"));
+    }
     if let Some(shootdowns) = report.tlb_shootdowns {
         let faults = report.faults.filter(|faults| *faults > 0);
         let share = faults.map(|faults| format!(", {:.1} for 100 faults", 100.0 * shootdowns as f64 / faults as f64));
@@ -385,7 +390,7 @@ pub mod tests {
         let report = json!({
             "schema": 1, "command": "stress", "workload": "page-fault-shared", "lock": lock, "backend": "emulated",
             "delivery": "queue", "handlers": 2, "threads": 512, "mutators": 256, "address_spaces": 256,
-            "region_bytes": 137_438_953_472_u64, "seed": u64::MAX, "seconds": 5.0, "interrupted": false,
+            "region_bytes": 137_438_953_472_u64, "userfaultfds": 7, "seed": u64::MAX, "seconds": 5.0, "interrupted": false,
             "faults": 123_456_789_012_u64, "faults_per_s": faults_per_s, "pages": 123_456_789_012_u64,
             "touches": 1, "fault_ns": latency,
             "attribution": {"one_in": 127, "faults": 999_999_999, "discarded": 1_000, "sum_ns": 12_345.6,

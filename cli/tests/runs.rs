@@ -52,7 +52,7 @@ fn assert_stress(run: &Value) {
     for key in ["mmap_lock.read", "mmap_lock.write", "slab.allocated", "slab.reused", "slab.reused_other_mm"] {
         assert_key(run, key, Value::is_u64);
     }
-    for key in ["tlb_shootdowns", "mutator_rate"] {
+    for key in ["tlb_shootdowns", "mutator_rate", "userfaultfds"] {
         assert_key(run, key, |value| value.is_u64() || value.is_null());
     }
     for key in ["slab.slabs", "slab.object_bytes"] {

@@ -324,6 +324,9 @@ pub struct StressReport {
     pub address_spaces: u32,
     /// Bytes of each address space.
     pub region_bytes: u64,
+    /// Userfaultfds of an address space, for as many kinds of stripes of its
+    /// region; `None` without real faults.
+    pub userfaultfds: Option<u32>,
     /// Seed of the threads' streams.
     pub seed: u64,
     /// Length of the measured part.

@@ -309,6 +309,7 @@ impl Checked {
             mutator_rate: self.plan.mutator_rate,
             address_spaces: self.plan.address_spaces as u32,
             region_bytes: self.region_bytes as u64,
+            userfaultfds: driven.userfaultfds.map(|count| count as u32),
             seed: config.seed,
             seconds: *seconds,
             interrupted: *interrupted,

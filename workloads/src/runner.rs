@@ -39,6 +39,8 @@ pub(crate) struct Driven {
     pub(crate) counters: Snapshot,
     /// What the slab held before the address spaces were dropped.
     pub(crate) slab: Option<SlabUse>,
+    /// Of the first address space.
+    pub(crate) userfaultfds: Option<usize>,
     pub(crate) rcu_before: rcu::Stats,
     pub(crate) rcu_after: rcu::Stats,
     /// TLB shootdowns of the whole machine.
@@ -136,6 +138,7 @@ pub(crate) fn drive<T: Target>(
         interrupted,
         counters,
         slab: shared.targets[0].slab(),
+        userfaultfds: shared.targets[0].userfaultfds(),
         rcu_before: watch.rcu_before,
         rcu_after,
         shootdowns,

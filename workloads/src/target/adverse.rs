@@ -415,6 +415,10 @@ impl<S: LockScheme, T: Target> Target for Adverse<S, T> {
         self.inner.slab()
     }
 
+    fn userfaultfds(&self) -> Option<usize> {
+        self.inner.userfaultfds()
+    }
+
     fn validate(&self) {
         self.inner.validate();
         [HERE, THERE].iter().for_each(|&which| self.twins.space(which).validate());

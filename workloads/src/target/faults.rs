@@ -135,6 +135,10 @@ impl<S: LockScheme> Target for Faults<S> {
         Some(SlabUse::of(S::slab()))
     }
 
+    fn userfaultfds(&self) -> Option<usize> {
+        Some(self.space.mmu().region().uffd().count())
+    }
+
     fn validate(&self) {
         self.space.mm().validate();
     }

@@ -122,6 +122,11 @@ pub(crate) trait Target: Send + Sync + 'static {
         None
     }
 
+    /// How many userfaultfds it has.
+    fn userfaultfds(&self) -> Option<usize> {
+        None
+    }
+
     /// Checks what must hold at rest. Panics if it does not.
     fn validate(&self);
 }

@@ -204,6 +204,10 @@ impl<S: LockScheme> Target for Recorded<S> {
         self.inner.slab()
     }
 
+    fn userfaultfds(&self) -> Option<usize> {
+        self.inner.userfaultfds()
+    }
+
     fn validate(&self) {
         self.inner.validate();
     }
