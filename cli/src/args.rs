@@ -509,7 +509,7 @@ pub struct RunArgs {
     /// Measured time: plain seconds, or with ms, s, m [default: 5]
     #[arg(long, value_name = "SECS", allow_negative_numbers = true, value_parser = parse_duration_above_zero, conflicts_with = "ops")]
     pub duration: Option<Duration>,
-    /// Stop after N operations instead of after a time
+    /// Stop after N calls that change the address space, instead of after a time
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub ops: Option<u64>,
     /// Time to run before measuring [default: 500ms]
@@ -524,7 +524,7 @@ pub struct RunArgs {
     /// Addresses to reserve for each address space, with K, M, G or T
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size)]
     pub region: Option<u64>,
-    /// Pages to install at each fault [default: 1]
+    /// Pages to install at each fault: a power of two up to 64 [default: 1]
     #[arg(long, value_name = "PAGES", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub fault_around: Option<u32>,
     /// Zeroed pages to keep ready, which fault-around of stores moves in

@@ -260,7 +260,8 @@ pub struct VerifyReport {
 /// An access that saw what it must never see.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Violation {
-    /// The oracle that caught it (O1 contents, O2 protection, O3 mapping, O4 invariants at rest).
+    /// The oracle that caught it (O1 contents, O2 readable where nothing is
+    /// mapped, O3 an outcome that no state explains, O4 invariants at rest, O5 no end).
     pub oracle: String,
     /// One line: what was seen and what was expected.
     pub message: String,
