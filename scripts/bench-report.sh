@@ -14,8 +14,12 @@ if [[ ${1:-} != --write-only ]]; then
   [[ ${CRITERION:-0} == 1 ]] || export ROWS=only
   cargo bench --bench core --bench fault
   cargo build --release -p vmalab-cli
-  compare=(target/release/vmalab compare app-start --threads 2 --mutators 2 --locks "mmap,typesafe,refcount" --rounds 9 --duration 2)
-  "${compare[@]}" --json target/performance/compare.json
-  "${compare[@]}" --mutator-rate 50000 --json target/performance/compare-rate.json
+  compare=(target/release/vmalab compare app-start --locks "mmap,typesafe,refcount" --rounds 9)
+  "${compare[@]}" --threads 2 --mutators 2 --duration 2 --json target/performance/compare.json
+  # The same number of calls under each lock, and a CPU for each thread.
+  for rwsem in std futex; do
+    "${compare[@]}" --threads 1 --mutators 1 --mutator-rate 200000 --rwsem "$rwsem" --duration 1 \
+      --json "target/performance/compare-rate-$rwsem.json"
+  done
 fi
 python3 scripts/bench_report.py
