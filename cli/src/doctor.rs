@@ -53,7 +53,16 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     let kernel = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
     let mut checks = vec![architecture(), kernel_version(&kernel)];
     checks.extend(userfault::checks());
-    checks.extend([unprivileged(), membarrier(), cpus(), addresses(), overcommit(), huge_pages(), perf()]);
+    checks.extend([
+        unprivileged(),
+        membarrier(),
+        cpus(),
+        open_files(),
+        addresses(),
+        overcommit(),
+        huge_pages(),
+        perf(),
+    ]);
     let ready = checks.iter().all(|check| check.ok || !check.required);
     let report = DoctorReport { schema: 1, command: "doctor", ready, kernel, checks };
     if args.json {
@@ -141,6 +150,20 @@ fn cpus() -> Check {
         cpus > 1,
         format!("{cpus} usable"),
         "with one CPU threads take turns: locks are hardly contended, and comparisons say little",
+    )
+}
+
+fn open_files() -> Check {
+    use rustix::process::{Resource, getrlimit};
+    let name = "open files";
+    let limit = getrlimit(Resource::Nofile).current;
+    let wanted = vmalab_fault_handler::stripes::open_files_wanted() as u64;
+    let detail = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("{limit} (RLIMIT_NOFILE)"));
+    Check::of(
+        name,
+        limit.is_none_or(|limit| limit >= wanted),
+        detail,
+        format!("'ulimit -n {wanted}' or more, for regions in stripes: two threads' faults are faster by some percent"),
     )
 }
 

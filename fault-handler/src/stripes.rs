@@ -38,6 +38,12 @@ const MAPPINGS_MAX: usize = 65_530 / 4;
 /// need (two userfaultfds and a page map each), and some.
 const DESCRIPTORS_LEFT: usize = 3 * SPACES_MAX + 64;
 
+/// Limit on open files (RLIMIT_NOFILE) with which a few address spaces can have
+/// their regions in stripes.
+pub fn open_files_wanted() -> usize {
+    DESCRIPTORS_LEFT + 8 * UFFDS + 12
+}
+
 static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// See the module's documentation.
