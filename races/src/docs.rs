@@ -33,7 +33,7 @@ check left out; and the oracle that must notice. An entry counts because its mut
 passes the very same run. A normal build holds no trace of the mutants.
 
 R numbers count the races of the kernel's own history, and the table is in their order; entries without one come from
-elsewhere. Each names its source.
+elsewhere. Each names its source; [names.md](names.md) says what the short names mean.
 
 ";
 
