@@ -245,8 +245,11 @@ fn compare_alternates_and_pairs() {
     assert_eq!((&report["workload"], &report["baseline"]), (&"app-start".into(), &"mmap".into()));
     assert_eq!(report["rounds"], 2);
     let calibration = report["rwsem_calibration"].as_object().unwrap();
-    let best = calibration.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap())).unwrap().0;
-    assert_eq!((calibration.len(), &report["rwsem"]), (4, &Value::from(best.as_str())));
+    let per_s = |name: &str| calibration[name].as_f64().unwrap();
+    let names = ["futex", "kernel", "std", "parking_lot"];
+    let most = names.map(per_s).into_iter().fold(0.0, f64::max);
+    let as_good = names.into_iter().find(|name| per_s(name) >= 0.9 * most).unwrap();
+    assert_eq!((calibration.len(), &report["rwsem"]), (4, &Value::from(as_good)));
     let subjects = report["subjects"].as_array().unwrap();
     let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
     assert_eq!(names, ["mmap", "typesafe", "native"]);
