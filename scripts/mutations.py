@@ -41,6 +41,7 @@ SOURCES = {
     "src/rcu.rs": ("*", "drop enter_word nest enter_shared start advance synchronize defer_all barrier"),
     "src/membarrier.rs": ("*", "heavy"),
     "src/slab.rs": ("give_to_depot release_page take_from_depot", "give_to_depot"),
+    "src/slab/block.rs": ("take map give_back", "give_back"),
     "src/thread.rs": ("*", "drop announce"),
     "src/mm/core.rs": (
         "mmap_write wake_vma_writer end_write_all commit_from downgrade drop exit_mmap",

@@ -31,6 +31,26 @@ fn write_locked_vmas_are_refused_early() {
     a_write_locked_vma_is_refused_early::<RefCount>();
 }
 
+/// Another address space's reader may come by an object that was reused, with a
+/// stale pointer; one that never leaves is a count gone wrong (O4).
+#[test]
+fn a_look_at_rest_waits_for_guests_but_not_for_ever() {
+    let mm: Arc<Mm<TypeSafe, _, _>> = Arc::new(Mm::new(SoftMmu::new(16 * PAGE_SIZE).unwrap(), ZeroPager));
+    let addr = mm.mmap(0, PAGE_SIZE, Prot::READ, MapFlags::PRIVATE | MapFlags::ANONYMOUS).unwrap();
+    let vma = TypeSafe::lock_vma_under_rcu(mm.core(), addr).expect("nobody writes");
+    let at_rest = |mm: &Arc<Mm<TypeSafe, _, _>>| {
+        let mm = mm.clone();
+        std::thread::spawn(move || mm.validate())
+    };
+    let forgotten = at_rest(&mm).join().unwrap_err();
+    assert!(forgotten.downcast_ref::<String>().unwrap().contains("has readers at rest"));
+    let guest = at_rest(&mm);
+    std::thread::sleep(Duration::from_millis(50));
+    // SAFETY: locked above.
+    unsafe { TypeSafe::vma_end_read(vma) };
+    guest.join().expect("the guest has left");
+}
+
 /// A fault that is busy in a VMA does not hold up a mutator that is told to give up.
 #[test]
 fn a_killed_writer_is_woken() {

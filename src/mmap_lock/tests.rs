@@ -130,15 +130,19 @@ fn waits_are_timed_when_there_is_a_clock(rwsem: Rwsem) {
     }
     stats::set_clock(clock);
     let lock = Arc::new(MmapLock::of(rwsem));
-    let before = stats::Snapshot::take();
-    let guard = lock.write();
-    let reader = {
-        let lock = lock.clone();
-        std::thread::spawn(move || drop(lock.read()))
+    let longest = || {
+        let before = stats::Snapshot::take();
+        let guard = lock.write();
+        let reader = {
+            let lock = lock.clone();
+            std::thread::spawn(move || drop(lock.read()))
+        };
+        std::thread::sleep(Duration::from_millis(30));
+        drop(guard);
+        reader.join().unwrap();
+        stats::Snapshot::take().since(&before).waits(Wait::MmapRead).map(|(ns, _)| ns).max()
     };
-    std::thread::sleep(Duration::from_millis(30));
-    drop(guard);
-    reader.join().unwrap();
-    let longest = stats::Snapshot::take().since(&before).waits(Wait::MmapRead).map(|(ns, _)| ns).max();
-    assert!(longest.unwrap() > 10_000_000, "{longest:?}");
+    // On a busy machine the reader may begin late.
+    let found: Vec<_> = (0..20).map(|_| longest()).take_while(|longest| *longest <= Some(10_000_000)).collect();
+    assert!(found.len() < 20, "{found:?}");
 }
