@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(distinct.len(), pages.len());
         // Every other one, so that no block falls blank and is unmapped.
         let (stay, go): (Vec<NonNull<PageHead>>, Vec<_>) =
-            pages.into_iter().partition(|page| page.addr().get() / SLAB_BYTES % 2 == 0);
+            pages.into_iter().partition(|page| (page.addr().get() / SLAB_BYTES).is_multiple_of(2));
         // SAFETY: ours, and given back once.
         go.iter().for_each(|page| unsafe { give_back(*page, false) });
         let gone = go.iter().filter(|page| !resident(**page)).count();
