@@ -87,6 +87,7 @@ impl Stripes {
                 _ => return Ok(Stripes::one(uffds.swap_remove(0))),
             }
         }
+        // (Several regions made at once may go a little beyond.)
         MAPPINGS.fetch_add(mappings, Ordering::Relaxed);
         Ok(Stripes { uffds: uffds.into_boxed_slice(), shift: stripe.ilog2(), mappings })
     }
@@ -210,14 +211,6 @@ impl Stripes {
     /// [`UffdError`]; parts may be done then.
     pub fn write_protect(&self, range: PageRange, protect: bool) -> Result<(), UffdError> {
         self.parts(range).try_for_each(|part| self.of(part.start()).write_protect(part, protect))
-    }
-
-    /// [`Uffd::zeropage`].
-    ///
-    /// # Errors
-    /// [`UffdError`].
-    pub fn zeropage(&self, page: VirtAddr) -> Result<(), UffdError> {
-        self.of(page).zeropage(page)
     }
 
     /// [`Uffd::poison`].

@@ -21,6 +21,7 @@ mod flags;
 pub mod plan;
 #[cfg(feature = "races")]
 mod poison;
+mod validate;
 
 pub use flags::VmaFlags;
 pub use plan::Segment;
@@ -429,30 +430,7 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
         locked?;
         Ok(VmaWrite { vma: self.vma, mm })
     }
-
-    /// Checks what holds for an attached VMA at rest. Another address space's
-    /// reader may still come by with a stale pointer to the object: it leaves at
-    /// once, and is waited for.
-    ///
-    /// # Panics
-    /// If it does not.
-    pub(crate) fn validate(&self, mm: &MmCore<S>) {
-        let vma = self.vma();
-        assert!(S::is_attached(vma), "VMA {:?} in the tree is not attached", vma.range());
-        assert!(vma.epoch.now() & 1 == 0, "VMA {:?} is being changed at rest", vma.range());
-        assert!(std::ptr::eq(vma.vm_mm(), mm), "VMA {:?} in the tree belongs to another mm", vma.range());
-        let mut looks = if crate::sync::MODEL { 1 } else { READER_LOOKS };
-        while S::readers(vma) != 0 && looks > 1 {
-            looks -= 1;
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        assert_eq!(S::readers(vma), 0, "VMA {:?} has readers at rest", vma.range());
-    }
 }
-
-/// Looks, a millisecond apart, until a VMA that still has readers counts as one
-/// that a reader has forgotten.
-const READER_LOOKS: u32 = 1000;
 
 /// A VMA that only the caller may look into.
 pub struct VmaWrite<'w, S: LockScheme> {
