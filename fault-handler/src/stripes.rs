@@ -326,6 +326,20 @@ pub(crate) mod tests {
         assert_eq!(one.parts(region.range()).collect::<Vec<_>>(), [region.range()]);
     }
 
+    /// What `Region::new` does when the host has no mappings left halfway.
+    #[test]
+    fn what_was_registered_in_stripes_can_be_registered_as_one() {
+        let _alone = alone();
+        enough_descriptors();
+        let range = crate::region::reserve(STRIPES * STRIPE_MIN).unwrap();
+        crate::region::open_up(range).unwrap();
+        let uffd = Stripes::open(range.bytes(), || Uffd::open(Privilege::User, 0, 0)).unwrap();
+        assert_eq!((uffd.count(), uffd.register(range)), (UFFDS, Ok(())));
+        let one = uffd.into_one();
+        assert_eq!(one.register(range), Ok(()));
+        assert_eq!(one.zero_pages(range), Ok(()), "one host mapping again");
+    }
+
     /// On real host mappings: an ioctl that crossed a border would fail.
     #[test]
     fn ioctls_across_borders() {
