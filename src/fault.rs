@@ -19,6 +19,7 @@ use crate::races::{Mutant, Point, mutant, point};
 use crate::stats::{Counter, count, count_n};
 use crate::trace::{self, Event, hit};
 use crate::vma::{Hold, VmaFlags, VmaRead};
+use std::hint::cold_path;
 
 /// The access that faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +70,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
         let outcome = self.vma_lock_fault(addr, access).unwrap_or_else(|| self.mmap_lock_fault(addr, access));
         match outcome {
             Outcome::Done => {}
-            Outcome::Signal(Signal::Bus) => count(Counter::FaultBus),
-            Outcome::Signal(_) => count(Counter::FaultSegv),
+            Outcome::Signal(signal) => {
+                cold_path();
+                count(if signal == Signal::Bus { Counter::FaultBus } else { Counter::FaultSegv });
+            }
         }
         hit(Event::FaultReturn, addr.get() as u64, trace::outcome(outcome));
         outcome
@@ -100,6 +103,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             // SAFETY: the scheme has read-locked it, attached to our mm.
             Ok(vma) => unsafe { VmaRead::new(self.core(), vma, Hold::Vma) },
             Err(abort) => {
+                cold_path();
                 count(abort.counter());
                 hit(Event::Abort, addr.get() as u64, abort as u64);
                 return None;
@@ -155,6 +159,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let flags = vma.flags();
         let permitted = if access.write { flags.contains(VmaFlags::WRITE) } else { flags.intersects(VmaFlags::ACCESS) };
         if !permitted {
+            cold_path();
             return Step::Finished(Outcome::Signal(Signal::AccErr));
         }
         let page = addr.page();
@@ -188,6 +193,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     }
 
     /// `do_read_fault`, `do_cow_fault`, `do_shared_fault`
+    #[inline(never)]
     fn make_file_present(&self, vma: &mut VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
         // A copy that belongs to the mapping may be out of sight. (It comes back
         // protected: the next store faults.)
@@ -233,6 +239,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// Makes the pages from `page` to the end of its block present
     /// (`do_fault_around`, for anonymous memory). Only the first one must be had.
+    #[inline(never)]
     fn fault_around(
         &self,
         vma: &mut VmaRead<'_, S>,

@@ -6,20 +6,21 @@
 use crate::sync::{Ordering, fence};
 
 /// Reader's half of the barrier pair: orders the word's store before the
-/// section's loads, as far as the heavy barrier needs.
+/// section's loads, as far as the heavy barrier needs. `set_up`: what [`set_up`]
+/// has said.
 #[inline]
-pub(crate) fn light() {
-    if asymmetric::is_set_up() {
+pub(crate) fn light(set_up: bool) {
+    if set_up {
         asymmetric::light();
     } else {
         fence(Ordering::SeqCst);
     }
 }
 
-/// Finds out whether there is a heavy barrier that lets readers do without
-/// fences, unless that was done before: they pay for one until then.
-pub(crate) fn set_up() {
-    asymmetric::set_up();
+/// Finds out, once, whether there is a heavy barrier that lets readers do
+/// without fences.
+pub(crate) fn set_up() -> bool {
+    asymmetric::set_up()
 }
 
 /// Writer's half: a full fence on every running thread of the process, and on
@@ -48,11 +49,9 @@ pub(crate) mod asymmetric {
         pub(crate) static HERE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     }
 
-    pub(super) fn is_set_up() -> bool {
+    pub(super) fn set_up() -> bool {
         HERE.get()
     }
-
-    pub(super) fn set_up() {}
 
     pub(super) fn light() {
         ORDER.fetch_add(0, Ordering::AcqRel);
@@ -82,14 +81,7 @@ mod asymmetric {
         unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
     }
 
-    #[inline]
-    pub(super) fn is_set_up() -> bool {
-        // Relaxed: set once, before the first grace period; a reader that still
-        // sees false only does more than it must.
-        ASYMMETRIC.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_up() {
+    pub(super) fn set_up() -> bool {
         static SETUP: Once = Once::new();
         SETUP.call_once(|| {
             if membarrier(REGISTER) == 0 {
@@ -98,6 +90,7 @@ mod asymmetric {
                 ASYMMETRIC.store(true, Ordering::Relaxed);
             }
         });
+        ASYMMETRIC.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -124,7 +117,7 @@ mod tests {
     /// its processor's store buffer; to see that takes two processors at once.
     #[test]
     fn one_side_sees_the_other() {
-        heavy();
+        let set_up = set_up();
         let [go, mine, other, saw] = [(); 4].map(|()| CachePadded::new(AtomicU32::new(0)));
         let wait = |arrived: &dyn Fn() -> bool| {
             for spins in 1.. {
@@ -143,7 +136,7 @@ mod tests {
                         return;
                     }
                     other.store(round, Ordering::Relaxed);
-                    light();
+                    light(set_up);
                     let seen = mine.load(Ordering::Relaxed) == round;
                     saw.store(round << 1 | u32::from(seen), Ordering::Release);
                 }

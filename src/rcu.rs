@@ -51,10 +51,13 @@
 
 use crate::membarrier;
 use crate::sync::plain::AtomicUsize;
-use crate::sync::{AtomicU64, Backoff, CachePadded, MODEL, Mutex, Ordering, array, aside, const_fn, statics};
+use crate::sync::{
+    AtomicBool, AtomicU64, Backoff, CachePadded, MODEL, Mutex, Ordering, array, aside, const_fn, statics,
+};
 use crate::thread::{self, SLOTS};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::marker::PhantomData;
 
 /// Deferred items on one slot before [`poll`] looks for a grace period.
@@ -94,10 +97,8 @@ const READERS_WORD: usize = 0;
 
 /// One kind of read section with its grace periods.
 pub struct Domain {
-    index: usize,
-    /// Grace periods started. Begins at 1, so that 0 is never a section's number.
     /// Read by every section, so apart from what grace periods write below.
-    started: CachePadded<AtomicU64>,
+    entry: CachePadded<Entry>,
     /// Grace periods finished; at most `started`.
     completed: AtomicU64,
     /// Sections of threads without a slot, by phase.
@@ -105,6 +106,16 @@ pub struct Domain {
     phase: AtomicU64,
     /// The grace period in progress; only its holder moves it on.
     progress: Mutex<Progress>,
+}
+
+/// What a section looks at when it begins: one cache line.
+struct Entry {
+    /// The domain's word in each thread's slot.
+    index: usize,
+    /// Grace periods started. Begins at 1, so that 0 is never a section's number.
+    started: AtomicU64,
+    /// Sections rely on `membarrier`, not on a fence of their own ([`set_up`]).
+    light: AtomicBool,
 }
 
 struct Progress {
@@ -133,6 +144,17 @@ pub struct ReadGuard {
     /// `cell` is a shared counter: the thread has no slot.
     shared: bool,
     _not_send: PhantomData<*const ()>,
+}
+
+/// Finds out whether sections can do without a fence, unless that was done
+/// before: they pay for one until then.
+pub(crate) fn set_up() {
+    let light = membarrier::set_up();
+    // Every section reads that line: no store without need.
+    if !READERS.is_light() || !FAULTS.is_light() {
+        READERS.entry.light.store(light, Ordering::Relaxed);
+        FAULTS.entry.light.store(light, Ordering::Relaxed);
+    }
 }
 
 /// Enters a section of [`READERS`] (`rcu_read_lock`). Async-signal-safe.
@@ -164,6 +186,7 @@ impl Drop for ReadGuard {
         // Release, in both: pairs with the Acquire in `advance`: what the section
         // read is read before anybody frees it.
         if self.shared {
+            cold_path();
             self.cell.fetch_sub(1, Ordering::Release);
         } else {
             // Still this thread's word: `Lease::drop` asserts that no section
@@ -177,8 +200,7 @@ impl Domain {
     const_fn! {
     const fn new(index: usize) -> Domain {
         Domain {
-            index,
-            started: CachePadded::new(AtomicU64::new(1)),
+            entry: CachePadded::new(Entry { index, started: AtomicU64::new(1), light: AtomicBool::new(false) }),
             completed: AtomicU64::new(1),
             shared: array![AtomicU64::new(0); 2],
             phase: AtomicU64::new(0),
@@ -193,14 +215,15 @@ impl Domain {
     /// If sections nest deeper than 65 534.
     #[inline]
     pub fn enter(&'static self) -> ReadGuard {
-        self.enter_word(self.index)
+        self.enter_word(self.entry.index)
     }
 
     /// `index` is this domain's; the caller knows it without a look.
     #[inline(always)]
     fn enter_word(&'static self, index: usize) -> ReadGuard {
-        debug_assert_eq!(index, self.index);
+        debug_assert_eq!(index, self.entry.index);
         let Some(slot) = thread::current() else {
+            cold_path();
             return ReadGuard { domain: self, cell: self.enter_shared(), shared: true, _not_send: PhantomData };
         };
         let word = &slot.rcu.word[index];
@@ -208,7 +231,7 @@ impl Domain {
         if old & NEST_MASK == 0 {
             // Acquire: pairs with the Release in `stamp`: a section that carries
             // number n sees what was stamped before n started.
-            let number = self.started.load(Ordering::Acquire);
+            let number = self.entry.started.load(Ordering::Acquire);
             // A signal handler that enters and leaves between the load above
             // and this store leaves the word as it was; the number stored here
             // is then older than need be, which only makes a grace period wait
@@ -218,11 +241,18 @@ impl Domain {
             // read this store and not the one that ended the section before, whose
             // reads must come before the free all the same.
             word.store(number << NEST_BITS | 1, Ordering::Release);
-            membarrier::light();
+            membarrier::light(self.is_light());
         } else {
             nest(word, old);
         }
         ReadGuard { domain: self, cell: word, shared: false, _not_send: PhantomData }
+    }
+
+    #[inline(always)]
+    fn is_light(&self) -> bool {
+        // Relaxed: set once; a section that still sees false only does more than
+        // it must. (A model says at its start what there is.)
+        if MODEL { membarrier::set_up() } else { self.entry.light.load(Ordering::Relaxed) }
     }
 
     #[cold]
@@ -243,7 +273,7 @@ impl Domain {
         }
         // Relaxed: this continues the release sequence of the stamps before it,
         // which `enter` acquires from, and the heavy barrier acquires from them.
-        let target = self.started.fetch_add(1, Ordering::Relaxed) + 1;
+        let target = self.entry.started.fetch_add(1, Ordering::Relaxed) + 1;
         membarrier::heavy();
         *progress = Progress { target, slots_seen: 0, flips: 0, drained: true };
     }
@@ -253,7 +283,7 @@ impl Domain {
     fn advance(&self, progress: &mut Progress) -> bool {
         for slot in thread::all().skip(progress.slots_seen) {
             // Acquire: pairs with the Release in `ReadGuard::drop`, and in `enter`.
-            let word = slot.rcu.word[self.index].load(Ordering::Acquire);
+            let word = slot.rcu.word[self.entry.index].load(Ordering::Acquire);
             if word & NEST_MASK != 0 && word >> NEST_BITS < progress.target {
                 return false;
             }
@@ -289,7 +319,7 @@ impl Domain {
     /// Whether this is [`READERS`].
     #[inline]
     pub(crate) fn protects_readers(&self) -> bool {
-        self.index == READERS_WORD
+        self.entry.index == READERS_WORD
     }
 
     /// The stamp for an object unlinked before this call: it may be freed when
@@ -299,7 +329,7 @@ impl Domain {
         // store before the grace period that follows in this variable's order,
         // whichever thread starts it. Pairs with the fence in
         // `membarrier::heavy`, and with the Acquire in `enter`.
-        self.started.fetch_add(0, Ordering::Release) + 1
+        self.entry.started.fetch_add(0, Ordering::Release) + 1
     }
 
     /// Whether a grace period has passed since the stamp was taken.
@@ -329,7 +359,7 @@ impl Domain {
     /// vain).
     pub fn synchronize(&'static self) {
         if let Some(slot) = thread::current() {
-            let word = slot.rcu.word[self.index].load(Ordering::Relaxed);
+            let word = slot.rcu.word[self.entry.index].load(Ordering::Relaxed);
             assert_eq!(word & NEST_MASK, 0, "synchronize inside a section would wait for itself");
         }
         let stamp = self.stamp();

@@ -8,6 +8,7 @@
 use crate::sync::MODEL;
 use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
 use crate::thread;
+use std::hint::cold_path;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -24,10 +25,15 @@ macro_rules! counters {
 }
 
 counters! {
+    // What every fault raises comes first, in one cache line.
     /// Faults that entered the fault path (`PGFAULT`).
     Fault,
     /// VMA_LOCK_SUCCESS: faults finished under the VMA lock, bad accesses too.
     VmaLockSuccess,
+    /// Pages that the fault path made present.
+    PageInstalled,
+    /// userfaultfd ioctls made on a region.
+    HostUffd,
     /// VMA_LOCK_RETRY: the VMA lock was held, but the fault needed the mmap lock.
     VmaLockRetry,
     /// VMA_LOCK_MISS: the VMA found was detached, and the tree was walked again.
@@ -66,10 +72,6 @@ counters! {
     HostMremap,
     /// Calls of madvise (and mincore) made on a region.
     HostMadvise,
-    /// userfaultfd ioctls made on a region.
-    HostUffd,
-    /// Pages that the fault path made present.
-    PageInstalled,
     /// Installations that found the page there already (EEXIST).
     PageExists,
     /// Faults answered with SIGSEGV.
@@ -164,6 +166,7 @@ pub fn count_n(counter: Counter, n: u64) {
             cell.store(cell.load(Ordering::Relaxed) + n, Ordering::Relaxed);
         }
         None => {
+            cold_path();
             thread::shared().stats.counters[counter as usize].fetch_add(n, Ordering::Relaxed);
         }
     }

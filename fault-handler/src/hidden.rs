@@ -10,10 +10,11 @@ const WORD_BITS: usize = 64;
 ///
 /// Setting and clearing of one bit must be ordered by a lock of the caller
 /// (the VMA lock); reading needs nothing.
+#[repr(C)]
 pub struct PageBits {
-    words: Zeroed<AtomicU64>,
     /// Bits set.
     count: AtomicUsize,
+    words: Zeroed<AtomicU64>,
 }
 
 impl PageBits {

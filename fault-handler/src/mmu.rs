@@ -146,6 +146,28 @@ impl UffdMmu {
         }
     }
 
+    /// Brings a page back that is hidden or inherited. `Ok(false)`: it is neither.
+    #[inline(never)]
+    fn unhide_any(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
+        let (states, bit) = (&self.region.pages, self.region.bit(page));
+        let hidden = !states.hidden.is_empty() && states.hidden.get(bit);
+        if !hidden && (states.inherited.is_empty() || !states.inherited.get(bit)) {
+            return Ok(false);
+        }
+        // A lazily freed page comes back protected: its first store must fault.
+        let writable = writable && (states.lazy.is_empty() || !states.lazy.get(bit));
+        if !hidden {
+            self.unhide_inherited(page, writable)?;
+            return Ok(true);
+        }
+        // MOVE drops write protection, so it is only for writable mappings.
+        if writable && self.moves() && self.unhide_by_move(page)? {
+            return Ok(true);
+        }
+        self.unhide_by_copy(page, writable)?;
+        Ok(true)
+    }
+
     /// Brings a page back by MOVE. `Ok(false)`: it cannot be moved.
     fn unhide_by_move(&self, page: VirtAddr) -> Result<bool, MmuError> {
         let mut retry = Retry::new();
@@ -245,6 +267,9 @@ impl Mmu for UffdMmu {
                 // SAFETY: one page of bytes, borrowed for the call.
                 Content::Page(bytes) => unsafe { uffd.copy(page, bytes.0.as_ptr(), PAGE_SIZE, !writable) },
             };
+            if result.is_ok() {
+                return Ok(Installed::New);
+            }
             match result {
                 Ok(()) => return Ok(Installed::New),
                 Err(UffdError::Exists) => return Ok(Installed::Exists),
@@ -297,27 +322,16 @@ impl Mmu for UffdMmu {
         }
     }
 
+    #[inline]
     fn unhide(&self, page: VirtAddr, writable: bool) -> Result<bool, MmuError> {
-        let (states, bit) = (&self.region.pages, self.region.bit(page));
         // One relaxed load each where nothing is hidden or inherited. Enough: a
         // page that we must see was hidden under the VMA lock that we now hold
         // for reading.
-        let hidden = !states.hidden.is_empty() && states.hidden.get(bit);
-        if !hidden && (states.inherited.is_empty() || !states.inherited.get(bit)) {
+        let states = &self.region.pages;
+        if states.hidden.is_empty() && states.inherited.is_empty() {
             return Ok(false);
         }
-        // A lazily freed page comes back protected: its first store must fault.
-        let writable = writable && (states.lazy.is_empty() || !states.lazy.get(bit));
-        if !hidden {
-            self.unhide_inherited(page, writable)?;
-            return Ok(true);
-        }
-        // MOVE drops write protection, so it is only for writable mappings.
-        if writable && self.moves() && self.unhide_by_move(page)? {
-            return Ok(true);
-        }
-        self.unhide_by_copy(page, writable)?;
-        Ok(true)
+        self.unhide_any(page, writable)
     }
 
     fn allow_write(&self, page: VirtAddr) -> Result<(), MmuError> {
@@ -437,6 +451,7 @@ impl Mmu for UffdMmu {
         }
     }
 
+    #[inline]
     fn is_guarded(&self, page: VirtAddr) -> bool {
         // One relaxed load where nothing is guarded; enough as in `unhide`.
         let guards = &self.region.pages.guards;

@@ -97,7 +97,10 @@ pub enum Notify {
 /// A page is at most one of: present in the region, hidden, inherited,
 /// guarded. A lazy page is one of the first three, and no store to it can pass
 /// without a fault.
+#[repr(C, align(64))]
 pub(crate) struct PageStates {
+    // A fault asks whether there is any of the first three, which is told in one
+    // cache line.
     /// The contents are in the twin.
     pub hidden: PageBits,
     /// MADV_GUARD_INSTALL.
@@ -124,10 +127,16 @@ impl PageStates {
 /// readable and writable anonymous memory, registered with `uffd` and
 /// `twin_uffd`. Nothing in this process but page faults we serve, and the
 /// program's own raw accesses, touches them.
+#[repr(C, align(64))]
 pub struct Region {
     // Dropped in this order, after `Drop::drop` has unmapped: closing a
     // userfaultfd wakes whoever still waits for it, to find nothing mapped.
+    //
+    // The first three are what every fault looks at: one cache line.
     uffd: Stripes,
+    range: PageRange,
+    /// Some page may carry a poison marker.
+    poisoned: AtomicBool,
     twin_uffd: Stripes,
     /// One bit a page for each thing that page tables do not tell.
     pub(crate) pages: PageStates,
@@ -137,9 +146,6 @@ pub struct Region {
     /// How slots of files name this region; 0: not at all.
     pub(crate) number: AtomicU32,
     presence: Presence,
-    /// Some page may carry a poison marker.
-    poisoned: AtomicBool,
-    range: PageRange,
     twin_offset: usize,
     reservation: PageRange,
 }

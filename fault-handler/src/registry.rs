@@ -21,6 +21,8 @@ use vmalab::rcu::{self, ReadGuard};
 /// Address spaces alive at once in a process.
 pub const SPACES_MAX: usize = 256;
 
+/// All of it in one cache line.
+#[repr(align(64))]
 struct Record {
     region: PageRange,
     reservation: PageRange,
@@ -35,11 +37,19 @@ struct Slot {
     record: AtomicPtr<Record>,
 }
 
-static TABLE: [Slot; SPACES_MAX] =
-    [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) } };
-        SPACES_MAX];
-/// Slots ever used are `TABLE[..HIGH_WATER]`.
-static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+/// The mark lies in the cache line of the first slots.
+#[repr(C, align(64))]
+struct Table {
+    /// Slots ever used are `slots[..high_water]`.
+    high_water: AtomicUsize,
+    slots: [Slot; SPACES_MAX],
+}
+
+static TABLE: Table = Table {
+    high_water: AtomicUsize::new(0),
+    slots: [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), record: AtomicPtr::new(ptr::null_mut()) } };
+        SPACES_MAX],
+};
 
 /// Some space has been freed in this process.
 static FREED: AtomicBool = AtomicBool::new(false);
@@ -78,7 +88,7 @@ pub enum Found<'g> {
 pub fn find<'g>(_section: &'g ReadGuard, addr: VirtAddr) -> Found<'g> {
     let mut dying = false;
     // Acquire: pairs with the Release in `register`.
-    for slot in &TABLE[..HIGH_WATER.load(Ordering::Acquire)] {
+    for slot in &TABLE.slots[..TABLE.high_water.load(Ordering::Acquire)] {
         // Acquire: pairs with the Release in `register`. A slot whose space is
         // alive and holds `addr` has not changed since before `addr` was handed
         // out, so these loads agree; for any other slot a mix of old and new
@@ -126,13 +136,13 @@ impl Registration {
             // Acquire: pairs with the Release in `Drop`.
             slot.start.compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
-        let (index, slot) = TABLE.iter().enumerate().find(|(_, slot)| claim(slot)).ok_or(TableFull)?;
+        let (index, slot) = TABLE.slots.iter().enumerate().find(|(_, slot)| claim(slot)).ok_or(TableFull)?;
         let record = Box::into_raw(Box::new(Record { region, reservation, serve }));
         // Release, all of them: pair with the Acquire loads in `find`.
         slot.record.store(record, Ordering::Release);
         slot.end.store(reservation.end().get(), Ordering::Release);
         slot.start.store(reservation.start().get(), Ordering::Release);
-        HIGH_WATER.fetch_max(index + 1, Ordering::Release);
+        TABLE.high_water.fetch_max(index + 1, Ordering::Release);
         Ok(Registration { slot })
     }
 

@@ -178,50 +178,81 @@ pub(crate) fn expect_poison() {
     POISON.store(true, Ordering::SeqCst);
 }
 
-fn fault_of(info: &SigInfo, context: &Context) -> Option<Fault> {
-    let poison = info.code == libc::BUS_MCEERR_AR && POISON.load(Ordering::Relaxed);
-    if info.code == libc::BUS_ADRERR || poison {
-        let error = context.register(libc::REG_ERR);
-        let access = Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 };
-        return Some(Fault { addr: VirtAddr(info.addr()), access, queued: None });
-    }
-    let queued = Queued::decode(info)?;
-    Some(Fault { addr: queued.addr, access: queued.access, queued: Some(queued) })
+/// The faulting access, by the hardware's own word.
+#[inline]
+fn access_of(context: &Context) -> Access {
+    let error = context.register(libc::REG_ERR);
+    Access { write: error & ERR_WRITE != 0, present: error & ERR_PRESENT != 0 }
 }
 
 extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let errno = Errno::last_raw();
+    // SAFETY: this thread's own.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let errno = unsafe { *place };
     let context = Context(context.cast());
     // SAFETY: the kernel's siginfo, of which `SigInfo` is the layout.
     let known = unsafe { &*info.cast::<SigInfo>() };
-    match fault_of(known, &context) {
-        None => chain(&PREVIOUS_BUS, signal, info, &context),
-        Some(fault) => on_fault(signal, info, &context, &fault),
+    // The way of nearly every fault is short and without a detour; all else is
+    // out of line, so that it does not take room in the caches.
+    if known.code == libc::BUS_ADRERR {
+        let fault = Fault { addr: VirtAddr(known.addr()), access: access_of(&context), queued: None };
+        trace::hit(Event::FaultDelivered, fault.addr.get() as u64, 0);
+        let verdict = serve(&fault);
+        if verdict != Some(Outcome::Done) {
+            not_done(signal, info, &context, &fault, verdict);
+        }
+    } else {
+        other_sigbus(signal, info, &context, known);
     }
-    Errno::set_raw(errno);
+    // SAFETY: as above.
+    unsafe { *place = errno };
 }
 
-fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault) {
+/// A SIGBUS that does not tell of a missing page by itself: a handler thread's,
+/// a poison marker, or not ours.
+#[cold]
+#[inline(never)]
+fn other_sigbus(signal: i32, info: *mut libc::siginfo_t, context: &Context, known: &SigInfo) {
+    let fault = if known.code == libc::BUS_MCEERR_AR && POISON.load(Ordering::Relaxed) {
+        Fault { addr: VirtAddr(known.addr()), access: access_of(context), queued: None }
+    } else if let Some(queued) = Queued::decode(known) {
+        Fault { addr: queued.addr, access: queued.access, queued: Some(queued) }
+    } else {
+        return chain(&PREVIOUS_BUS, signal, info, context);
+    };
     trace::hit(Event::FaultDelivered, fault.addr.get() as u64, 0);
     if fault.queued.is_some() {
         CONSUMED.count();
         // Before anything else: a late signal may find this thread anywhere,
         // even holding the locks of the fault path. Refused, the access is
         // repeated, and if it still faults, asked again.
-        if !confirmed(fault, context) {
+        if !confirmed(&fault, context) {
             return;
         }
     }
-    let verdict = {
-        let section = rcu::FAULTS.enter();
-        match registry::find(&section, fault.addr) {
-            Found::Region(serve) => Some(serve.serve_fault(fault.addr, fault.access)),
-            Found::Nothing => Some(Outcome::Signal(Signal::MapErr)),
-            Found::Foreign => None,
-        }
-    };
-    let fixup = fixup_for(context.rip());
-    match (verdict, fixup) {
+    let verdict = serve(&fault);
+    if verdict != Some(Outcome::Done) {
+        not_done(signal, info, context, &fault, verdict);
+    }
+}
+
+/// Has the fault served; `None`: it is not of ours.
+#[inline(always)]
+fn serve(fault: &Fault) -> Option<Outcome> {
+    let section = rcu::FAULTS.enter();
+    match registry::find(&section, fault.addr) {
+        Found::Region(serve) => Some(serve.serve_fault(fault.addr, fault.access)),
+        Found::Nothing => Some(Outcome::Signal(Signal::MapErr)),
+        Found::Foreign => None,
+    }
+}
+
+/// What becomes of an access that is not simply repeated.
+#[cold]
+#[inline(never)]
+fn not_done(signal: i32, info: *mut libc::siginfo_t, context: &Context, fault: &Fault, verdict: Option<Outcome>) {
+    match (verdict, fixup_for(context.rip())) {
         (Some(Outcome::Done), _) => {}
         // The space went away between the queue's decision and ours: the
         // access, repeated, will tell.

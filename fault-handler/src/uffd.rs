@@ -6,6 +6,8 @@
 //! crate gives up where `/dev/userfaultfd` exists but may not be opened.
 //!
 //! Every ioctl here is async-signal-safe, but for errno: handlers save it.
+//! Those that install pages do without libc, whose way from the call to the
+//! kernel (a guard on the stack, errno) costs a fault five cache lines.
 
 use linux_raw_sys::general as raw;
 use nix::errno::Errno;
@@ -21,13 +23,57 @@ mod ioctls {
     use linux_raw_sys::general::{
         uffdio_api, uffdio_copy, uffdio_move, uffdio_poison, uffdio_range, uffdio_writeprotect, uffdio_zeropage,
     };
+    use nix::errno::Errno;
+    use std::arch::asm;
+    use std::os::fd::RawFd;
+
     const TYPE: u8 = 0xAA;
+
+    /// A request like `nix::ioctl_readwrite!`, without libc.
+    macro_rules! direct {
+        ($name:ident, $number:literal, $argument:ty) => {
+            /// # Safety
+            /// `arg` is what the kernel reads and writes.
+            #[inline(always)]
+            pub unsafe fn $name(fd: RawFd, arg: *mut $argument) -> Result<(), Errno> {
+                const REQUEST: usize = nix::request_code_readwrite!(TYPE, $number, size_of::<$argument>()) as usize;
+                // SAFETY: the caller's promise.
+                unsafe { ioctl(fd, REQUEST, arg.cast()) }
+            }
+        };
+    }
+
+    direct!(copy, 3, uffdio_copy);
+    direct!(zeropage, 4, uffdio_zeropage);
+    direct!(move_pages, 5, uffdio_move);
+    direct!(write_protect, 6, uffdio_writeprotect);
+
+    /// `ioctl(2)`, of which only success and failure matter. Leaves errno alone.
+    ///
+    /// # Safety
+    /// As the request demands.
+    #[inline(always)]
+    unsafe fn ioctl(fd: RawFd, request: usize, arg: *mut ()) -> Result<(), Errno> {
+        let result: isize;
+        // SAFETY: the kernel's calling convention on x86-64; what the request does
+        // to memory is the caller's affair.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") libc::SYS_ioctl as isize => result,
+                in("rdi") fd as isize,
+                in("rsi") request,
+                in("rdx") arg,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack, preserves_flags),
+            );
+        }
+        if result < 0 { Err(Errno::from_raw(-result as i32)) } else { Ok(()) }
+    }
+
     nix::ioctl_readwrite!(api, TYPE, 0x3f, uffdio_api);
     nix::ioctl_read!(wake, TYPE, 2, uffdio_range);
-    nix::ioctl_readwrite!(copy, TYPE, 3, uffdio_copy);
-    nix::ioctl_readwrite!(zeropage, TYPE, 4, uffdio_zeropage);
-    nix::ioctl_readwrite!(move_pages, TYPE, 5, uffdio_move);
-    nix::ioctl_readwrite!(write_protect, TYPE, 6, uffdio_writeprotect);
     nix::ioctl_readwrite!(poison, TYPE, 8, uffdio_poison);
     // USERFAULTFD_IOC_NEW of /dev/userfaultfd: the argument is the flag word.
     nix::ioctl_write_int_bad!(new_from_device, nix::request_code_none!(TYPE, 0));
@@ -208,6 +254,7 @@ pub enum UffdError {
 }
 
 impl UffdError {
+    #[cold]
     /// `done`: the ioctl's result word, in which a negative number repeats the error.
     fn from_ioctl(errno: Errno, done: i64) -> UffdError {
         match errno {
@@ -348,6 +395,7 @@ impl Uffd {
     ///
     /// # Errors
     /// [`UffdError`].
+    #[inline]
     pub unsafe fn copy(&self, dst: VirtAddr, src: *const u8, len: usize, protected: bool) -> Result<(), UffdError> {
         let mode = COPY_MODE_DONTWAKE | if protected { COPY_MODE_WP } else { 0 };
         let mut arg = raw::uffdio_copy { dst: dst.get() as u64, src: src as u64, len: len as u64, mode, copy: 0 };
@@ -365,6 +413,7 @@ impl Uffd {
     ///
     /// # Errors
     /// [`UffdError`].
+    #[inline]
     pub fn zeropage(&self, page: VirtAddr) -> Result<(), UffdError> {
         self.zero_pages(PageRange::sized(page, PAGE_SIZE))
     }
@@ -373,6 +422,7 @@ impl Uffd {
     ///
     /// # Errors
     /// [`UffdError`].
+    #[inline]
     pub fn zero_pages(&self, range: PageRange) -> Result<(), UffdError> {
         let range = uffdio_range(range);
         let mut arg = raw::uffdio_zeropage { range, mode: ZEROPAGE_MODE_DONTWAKE, zeropage: 0 };

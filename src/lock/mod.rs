@@ -39,6 +39,7 @@ use crate::stats::{Counter, count};
 use crate::trace::{Event, hit, id_of};
 use crate::tree::Snapshot;
 use crate::vma::Vma;
+use std::hint::cold_path;
 use std::ptr::NonNull;
 
 /// Walks repeated for detached VMAs before a fault takes the mmap lock.
@@ -274,8 +275,14 @@ fn find_and_lock<S: LockScheme>(
         // SAFETY: found in this section.
         match lock_found(mm, unsafe { found_in(&section, found) }, addr) {
             Ok(()) => return Ok(found),
-            Err(Refused::For(abort)) => return Err(abort),
-            Err(Refused::Detached) => count(Counter::VmaLockMiss),
+            Err(Refused::For(abort)) => {
+                cold_path();
+                return Err(abort);
+            }
+            Err(Refused::Detached) => {
+                cold_path();
+                count(Counter::VmaLockMiss);
+            }
         }
         drop(section);
         point(Point::H13);

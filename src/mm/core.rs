@@ -18,20 +18,20 @@ use nix::errno::Errno;
 use smallvec::SmallVec;
 
 /// The part of an address space that its lock scheme knows (`mm_struct`).
+#[repr(C)]
 pub struct MmCore<S: LockScheme> {
-    /// Read by every fault, written by every mutator.
-    pub(crate) mm_lock_seq: CachePadded<AtomicU32>,
-    /// Read by every fault; its root changes with every operation.
-    pub(crate) tree: CachePadded<VmaTree<Vma<S>>>,
+    // What every fault reads, and every mutator writes: one cache line.
+    pub(crate) mm_lock_seq: AtomicU32,
+    /// Its root changes with every operation.
+    pub(crate) tree: VmaTree<Vma<S>>,
+    /// Pages that one fault makes present (`fault_around_bytes`).
+    fault_around: AtomicUsize,
     pub(crate) mmap_lock: CachePadded<MmapLock>,
     /// Raised to wake the writer that waits for readers of a VMA: there is at
     /// most one, as it holds the mmap lock (`vma_writer_wait`; used by `refcount`).
     pub(crate) vma_writer_wait: AtomicU32,
     pub(super) count: MmCount,
     id: u64,
-    /// Pages that one fault makes present (`fault_around_bytes`). Read by every
-    /// fault, so apart from what mutators and first stores count below.
-    fault_around: CachePadded<AtomicUsize>,
     pub(super) usage: Usage,
     map_count: AtomicUsize,
     map_count_max: AtomicUsize,
@@ -47,13 +47,13 @@ impl<S: LockScheme> MmCore<S> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let reclaim = if S::PER_VMA { Reclaim::AfterGracePeriod } else { Reclaim::AtOnce };
         MmCore {
-            mm_lock_seq: CachePadded::new(AtomicU32::new(0)),
-            tree: CachePadded::new(VmaTree::new(reclaim)),
+            mm_lock_seq: AtomicU32::new(0),
+            tree: VmaTree::new(reclaim),
+            fault_around: AtomicUsize::new(1),
             mmap_lock: CachePadded::new(MmapLock::of(mmap_lock::rwsem())),
             vma_writer_wait: AtomicU32::new(0),
             count: MmCount::new::<S>(),
             id: IDS.fetch_add(1, Ordering::Relaxed) + 1,
-            fault_around: CachePadded::new(AtomicUsize::new(1)),
             usage: Usage::new(),
             map_count: AtomicUsize::new(0),
             map_count_max: AtomicUsize::new(MAP_COUNT_MAX),

@@ -155,6 +155,7 @@ pub struct Mapping {
 /// All methods take `&self` and may be called from any thread; the mutating
 /// ones serialise on the mmap lock. They must not be called from a signal
 /// handler. A handler that interrupts one of them must not touch the region.
+#[repr(align(64))]
 pub struct Mm<S: LockScheme, M: Mmu, P: Pager> {
     // Apart: VMAs remember where their mm is, and may outlive it for a moment.
     core: count::MmOwner<S>,
@@ -191,7 +192,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         assert!(!mmu.range().is_empty());
         // Now rather than at the first grace period: a program that only faults
         // may never have one.
-        crate::membarrier::set_up();
+        crate::rcu::set_up();
         Mm { core: count::MmOwner::new(), mmu, pager }
     }
 
