@@ -79,7 +79,11 @@ impl<'g, T> Snapshot<'g, T> {
         let addr = addr.get().min(usize::MAX - 1);
         let mut node = self.root?;
         while node.level() > 0 {
-            node = node.child(rank(&node.get().inner().starts, addr));
+            let child = node.child(rank(&node.get().inner().starts, addr));
+            if node.level() == 1 {
+                child.prefetch_entries();
+            }
+            node = child;
         }
         let leaf = node.get().leaf();
         let i = rank(&leaf.starts, addr);
