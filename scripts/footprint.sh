@@ -13,13 +13,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 locks=()
 while (($#)) && [[ $1 != -- ]]; do
-  case $1 in
-    mmap | rcu | typesafe | refcount) locks+=("$1") ;;
-    *)
-      echo "usage: scripts/footprint.sh [LOCK...] [-- STRESS_OPTION...]; '$1' is no lock (mmap, rcu, typesafe, refcount)" >&2
-      exit 2
-      ;;
-  esac
+  [[ $1 != -* ]] || {
+    echo "usage: scripts/footprint.sh [LOCK...] [-- STRESS_OPTION...]; options of stress come after '--', not '$1'" >&2
+    exit 2
+  }
+  locks+=("$1")
   shift
 done
 (($#)) && shift
