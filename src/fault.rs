@@ -80,6 +80,12 @@ impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
     }
 }
 
+/// From `page` to the end of the block of `around` pages that holds it.
+#[inline(always)]
+fn block_from(page: VirtAddr, around: usize) -> PageRange {
+    PageRange::new(page, VirtAddr(page.get() | (around * PAGE_SIZE - 1)).page() + PAGE_SIZE)
+}
+
 /// What the page will hold is decided; it is not installed yet. The VMA stays
 /// locked in between, or another mapping could get it (B21).
 #[inline(always)]
@@ -171,8 +177,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         if access.write && private && vma.anon_vma() == 0 && !self.fault_prepares_anon_vma(vma) {
             return Step::Retry;
         }
-        // Before the page appears: who removes it looks here first.
-        vma.set_touched();
+        // Before the page appears: who removes it looks here first. With those
+        // after it that may come along.
+        let around = self.core().fault_around();
+        vma.set_touched(block_from(page, around));
         hit(Event::Install, page.get() as u64, 0);
         let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
@@ -180,7 +188,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             (true, None) if access.write => self.mmu().allow_write(page),
             (true, Some(file)) if access.write => self.mmu().allow_write_file(page, file, !private),
             (true, _) => Ok(()),
-            (false, None) => self.make_present(vma, page, access.write),
+            (false, None) => self.make_present(vma, page, access.write, around),
             (false, Some(_)) => self.make_file_present(vma, page, access.write),
         };
         hit(Event::InstallReturn, page.get() as u64, u64::from(done.is_ok()));
@@ -214,15 +222,22 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// `do_anonymous_page`, and hidden pages.
     #[inline]
-    fn make_present(&self, vma: &mut VmaRead<'_, S>, page: VirtAddr, for_write: bool) -> Result<(), MmuError> {
+    fn make_present(
+        &self,
+        vma: &mut VmaRead<'_, S>,
+        page: VirtAddr,
+        for_write: bool,
+        around: usize,
+    ) -> Result<(), MmuError> {
         let writable = vma.flags().contains(VmaFlags::WRITE);
         // Contents of a mapping that was never written come back protected: its
         // first store must fault.
         if self.mmu().unhide(page, writable && vma.anon_vma() != 0)? {
             return Ok(());
         }
-        if self.core().fault_around() > 1 {
-            return self.fault_around(vma, page, writable, for_write);
+        if around > 1 {
+            let run = block_from(page, around).intersect(vma.range());
+            return self.fault_around(vma, run, writable, for_write);
         }
         let installed = if self.pager().is_zero() {
             before_install(vma);
@@ -237,19 +252,16 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         Ok(())
     }
 
-    /// Makes the pages from `page` to the end of its block present
-    /// (`do_fault_around`, for anonymous memory). Only the first one must be had.
+    /// Makes the pages of `run` present (`do_fault_around`, for anonymous memory).
+    /// Only the first one must be had.
     #[inline(never)]
     fn fault_around(
         &self,
         vma: &mut VmaRead<'_, S>,
-        page: VirtAddr,
+        run: PageRange,
         writable: bool,
         for_write: bool,
     ) -> Result<(), MmuError> {
-        let block = self.core().fault_around() * PAGE_SIZE;
-        let end = VirtAddr(page.get() | (block - 1)).page() + PAGE_SIZE;
-        let run = PageRange::new(page, end.min(vma.range().end()));
         let made = if self.pager().is_zero() {
             before_install(vma);
             self.mmu().install_run(run, writable, for_write)?
@@ -257,7 +269,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             let mut made = 0;
             for at in run.iter_pages() {
                 let installed = match self.install_filled(vma, at, writable, for_write) {
-                    Err(error) if at == page => return Err(error),
+                    Err(error) if at == run.start() => return Err(error),
                     Err(_) => break,
                     Ok(installed) => installed,
                 };

@@ -64,6 +64,7 @@ for_each_delivery!(
     a_fixed_range_never_faults,
     forbidden_stores_never_pass,
     many_short_threads,
+    what_was_never_touched_costs_no_host_call,
 );
 
 fn contents_and_signals<S: LockScheme>(delivery: Delivery) {
@@ -192,6 +193,31 @@ fn forbidden_stores_never_pass<S: LockScheme>(delivery: Delivery) {
 
 /// 10 000 threads over the life of the process, each faulting, half of them
 /// announced: no slot, object or page is lost.
+/// ... not even where it was one VMA with a neighbour that has pages.
+fn what_was_never_touched_costs_no_host_call<S: LockScheme>(delivery: Delivery) {
+    const PART: usize = 64 * PAGE_SIZE;
+    let space = space::<S>(delivery);
+    let at = space.range().start().get() + PART;
+    space.mmap(at, PART, RW, FIXED).unwrap();
+    store(at + VALUE, 1).unwrap();
+    vmalab::thread::announce();
+    let calls = || {
+        let of = |counter| vmalab::stats::of_this_thread(counter).unwrap();
+        of(Counter::HostMadvise) + of(Counter::HostUffd)
+    };
+    space.mmap(at + PART, PART, RW, FIXED).unwrap();
+    assert_eq!(space.map_count(), 1);
+    let before = calls();
+    space.munmap(at + PART, PART).unwrap();
+    assert_eq!(calls(), before, "munmap");
+    space.mmap(at + PART, PART, RW, FIXED).unwrap();
+    space.mprotect(at + PART, PART, Prot::READ).unwrap();
+    assert_eq!(calls(), before, "mprotect");
+    space.munmap(at, 2 * PART).unwrap();
+    assert!(calls() > before, "the page that was touched");
+    space.validate();
+}
+
 fn many_short_threads<S: LockScheme>(delivery: Delivery) {
     let space = space::<S>(delivery);
     let mm = space.mm();

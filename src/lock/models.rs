@@ -162,7 +162,7 @@ pub(crate) fn comes_back<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
     let mut again = attach(&write, pages(1, 2));
     assert_eq!(again.as_ptr(), scene.x);
-    again.set_segment(&segment(pages(1, 3)), false);
+    again.set_segment(&segment(pages(1, 3)), PageRange::default());
 }
 
 /// It is handed out again to another mm, at the very same place, and goes
@@ -184,14 +184,14 @@ pub(crate) fn splits<S: LockScheme>(scene: &Scene<S>) {
     drop(lock(&write, scene.x).detach());
     let right = VmaNew::alloc(&write, &segment(pages(5, 6))).expect("memory");
     let mut left = lock(&write, scene.y);
-    left.set_segment(&segment(pages(4, 5)), false);
+    left.set_segment(&segment(pages(4, 5)), PageRange::default());
     assert_eq!(right.attach().as_ptr(), scene.x);
 }
 
 /// It shrinks and grows again, and a section follows that leaves it alone.
 pub(crate) fn changes<S: LockScheme>(scene: &Scene<S>) {
     let write = scene.a.mmap_write();
-    lock(&write, scene.x).set_segment(&segment(pages(1, 3)), false);
+    lock(&write, scene.x).set_segment(&segment(pages(1, 3)), PageRange::default());
     drop(write);
     drop(scene.a.mmap_write());
 }
@@ -279,7 +279,7 @@ pub(crate) fn published_write_locked<S: LockScheme>(name: &'static str, preempti
         let entry = Entry { range: pages(1, 2), ptr: vma.as_ptr() };
         // SAFETY: the mmap lock is held for writing, and there are no snapshots.
         unsafe { mm.tree.replace(pages(1, 2), &[entry]) };
-        vma.set_segment(&segment(pages(1, 3)), false);
+        vma.set_segment(&segment(pages(1, 3)), PageRange::default());
         drop(write);
         join([reader]);
     });

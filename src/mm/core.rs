@@ -220,7 +220,7 @@ pub(crate) struct Prepared<'w, S: LockScheme> {
     /// Old VMAs, locked, by their place; taken as they find their use.
     old: SmallVec<[Option<VmaWrite<'w, S>>; 4]>,
     new: SmallVec<[VmaNew<'w, S>; 4]>,
-    /// The old VMAs that may have pages.
+    /// The parts of old VMAs that may have pages.
     touched: SmallVec<[Segment; 4]>,
 }
 
@@ -271,7 +271,16 @@ fn touched_in(segments: &[Segment], range: PageRange) -> Option<Touched> {
     (!touched.span.is_empty()).then_some(touched)
 }
 
-/// VMAs that are write-locked and stay as they are.
+/// What covers all of the segments that lies in `range`.
+fn hull_in(segments: &[Segment], range: PageRange) -> PageRange {
+    let mut parts = segments.iter().map(|segment| segment.range.intersect(range)).filter(|part| !part.is_empty());
+    let Some(first) = parts.next() else {
+        return PageRange::default();
+    };
+    PageRange::new(first.start(), parts.next_back().unwrap_or(first).end())
+}
+
+/// VMAs that are write-locked and stay as they are, of each the part that may have pages.
 pub(crate) struct Drained(SmallVec<[Segment; 4]>);
 
 impl Drained {
@@ -424,7 +433,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         for p in planned.iter() {
             // What was there before a wholly new mapping has been zapped.
             let all_new = p.fresh && !p.merged;
-            let touched = !all_new && touched.iter().any(|t| t.range.overlaps(p.segment.range));
+            let touched = if all_new { PageRange::default() } else { hull_in(touched, p.segment.range) };
             after.add(&p.segment);
             let (ptr, incarnation) = match p.object {
                 Some(place) => {
@@ -438,9 +447,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
                 }
                 None => {
                     let mut vma = new.next().expect("an object for each new VMA");
-                    if touched {
-                        vma.set_touched();
-                    }
+                    vma.set_touched(touched);
                     let incarnation = vma.incarnation();
                     (vma.attach().as_ptr(), incarnation)
                 }
@@ -481,7 +488,7 @@ impl<'m, S: LockScheme> MmapWrite<'m, S> {
         before.add(&segment);
         change(&mut segment);
         after.add(&segment);
-        let touched = vma.touched().is_some();
+        let touched = vma.touched().map_or(PageRange::default(), |part| part.range);
         vma.set_segment(&segment, touched);
         self.mm.usage.account(before, after);
     }

@@ -83,7 +83,7 @@ impl<S: LockScheme, M: Mmu, P: Pager + Clone> Mm<S, M, P> {
             let (new, overlap) = child_write.affected(to);
             for vma in &new[overlap] {
                 let Ok(vma) = vma.start_write(&child_write, None) else { unreachable!("nobody kills it") };
-                vma.set_touched();
+                vma.set_touched(to);
             }
             self.mmu().fork_range(child.mmu(), range, to.start()).map_err(|_| Errno::ENOMEM)?;
         }

@@ -264,7 +264,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             self.release_files(&touched);
         }
         let Ok(vma) = vma.start_write(write, None) else { unreachable!("nobody kills it") };
-        vma.set_touched();
+        vma.set_touched(range);
         self.mmu().guard(range);
         Ok(())
     }

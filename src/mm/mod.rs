@@ -321,5 +321,22 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// If one is broken; the message says which.
     pub fn validate(&self) {
         self.core.validate(self.range());
+        self.validate_touched();
+    }
+
+    /// No page is where no VMA knows of one: who removes pages would not find it.
+    fn validate_touched(&self) {
+        let read = self.core().mmap_read();
+        let mut known: Vec<PageRange> = Vec::new();
+        for part in read.snapshot().iter().map(|entry| read.vma(entry).touched()).filter(|part| !part.is_empty()) {
+            match known.last_mut() {
+                Some(last) if last.end() == part.start() => *last = PageRange::new(last.start(), part.end()),
+                _ => known.push(part),
+            }
+        }
+        self.mmu().presence(self.range(), &mut |run| {
+            let next = known.partition_point(|part| part.end() <= run.start());
+            assert!(known.get(next).is_some_and(|part| part.covers(run)), "pages in {run:?} that no VMA knows of");
+        });
     }
 }

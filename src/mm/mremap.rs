@@ -396,10 +396,12 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         };
         // A file's pages are found again; only what belongs to the mapping moves.
         self.release_files(&touched);
+        let span = touched.span.intersect(old);
+        let dest = to.start() + (span.start() - old.start());
         let (new, overlap) = write.affected(to);
         for vma in &new[overlap] {
             let Ok(vma) = vma.start_write(write, None) else { unreachable!("nobody kills it") };
-            vma.set_touched();
+            vma.set_touched(PageRange::sized(dest, span.bytes()));
         }
         // Where a first store must be seen, pages arrive protected.
         let seen = vma.anon_vma == 0 || vma.file.is_some();
@@ -407,8 +409,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             PageAccess::ReadWrite if seen => PageAccess::Read,
             access => access,
         };
-        let span = touched.span.intersect(old);
-        let dest = to.start() + (span.start() - old.start());
         self.mmu().move_range(span, dest, access).map_err(|_| Errno::ENOMEM)
     }
 

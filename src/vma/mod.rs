@@ -21,6 +21,7 @@ mod flags;
 pub mod plan;
 #[cfg(feature = "races")]
 mod poison;
+mod touched;
 mod validate;
 
 pub use flags::VmaFlags;
@@ -35,18 +36,19 @@ use crate::races::{self, Knob, Mutant, Oracle, knob, mutant};
 use crate::stats::{Counter, count};
 #[cfg(any(feature = "races", loom, shuttle))]
 use crate::sync::plain::AtomicU64 as EpochNumber;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::trace::{Event, hit, id_of};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use touched::TouchedSpan;
 
 /// One mapping (`vm_area_struct`).
 ///
 /// # Invariants
 /// Only the owner of the object writes its fields: one mutator that holds its
 /// address space's mmap lock for writing, and the VMA's write lock while the
-/// VMA is attached. Exceptions: `anon_vma` and `touched` go from unset to set
-/// under a read lock.
+/// VMA is attached. Exceptions, under a read lock: `anon_vma` goes from unset to
+/// set, and `touched` grows.
 #[repr(C, align(64))]
 pub struct Vma<S: LockScheme> {
     /// First byte.
@@ -69,8 +71,7 @@ pub struct Vma<S: LockScheme> {
     incarnation: AtomicU64,
     /// `MmCore::id` of the last owner, 0 for an object never used.
     owner_id: AtomicU64,
-    /// A fault may have made a page of the range present.
-    touched: AtomicBool,
+    touched: TouchedSpan,
     /// Oracle O3, see [`Epoch`].
     epoch: Epoch,
     /// In a part model: `vm_mm`, and the other fields that are settled by a
@@ -126,7 +127,7 @@ impl<S: LockScheme> Vma<S> {
             vm_file: AtomicPtr::new(std::ptr::null_mut()),
             incarnation: AtomicU64::new(0),
             owner_id: AtomicU64::new(0),
-            touched: AtomicBool::new(false),
+            touched: TouchedSpan::new(),
             epoch: Epoch::new(),
             #[cfg(all(test, loom))]
             settled: [crate::models::Plain::new(), crate::models::Plain::new()],
@@ -193,7 +194,7 @@ impl<S: LockScheme> Vma<S> {
         FileRef::from_raw(self.vm_file.load(Ordering::Relaxed))
     }
 
-    fn store_segment(&self, segment: &Segment, touched: bool) {
+    fn store_segment(&self, segment: &Segment, touched: PageRange) {
         self.written(Self::OTHERS);
         self.vm_start.store(segment.range.start().get(), Ordering::Relaxed);
         self.vm_end.store(segment.range.end().get(), Ordering::Relaxed);
@@ -201,7 +202,7 @@ impl<S: LockScheme> Vma<S> {
         self.anon_vma.store(segment.anon_vma, Ordering::Relaxed);
         self.vm_pgoff.store(segment.pgoff, Ordering::Relaxed);
         self.vm_file.store(segment.file.map_or(std::ptr::null_mut(), FileRef::as_ptr), Ordering::Relaxed);
-        self.touched.store(touched, Ordering::Relaxed);
+        self.touched.set(touched);
     }
 }
 
@@ -341,12 +342,10 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
         let _ = self.vma().anon_vma.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Notes that a page may be present from now on. Writes at most once.
+    /// Notes that pages in `pages` may be present from now on.
     #[inline]
-    pub(crate) fn set_touched(&self) {
-        if !self.vma().touched.load(Ordering::Relaxed) {
-            self.vma().touched.store(true, Ordering::Relaxed);
-        }
+    pub(crate) fn set_touched(&self, pages: PageRange) {
+        self.vma().touched.extend(pages);
     }
 }
 
@@ -394,7 +393,12 @@ impl<'w, S: LockScheme> VmaRef<'w, S> {
 
     /// Whether a page may be present. A fault under way may just be changing it.
     pub(crate) fn is_touched(&self) -> bool {
-        self.vma().touched.load(Ordering::Relaxed)
+        !self.vma().touched.is_empty()
+    }
+
+    /// Outside this none is.
+    pub(crate) fn touched(&self) -> PageRange {
+        self.vma().touched.get().intersect(self.range())
     }
 
     /// Sets `anon_vma` unless a fault has.
@@ -455,7 +459,7 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
     }
 
     /// Changes what the VMA is.
-    pub(crate) fn set_segment(&mut self, segment: &Segment, touched: bool) {
+    pub(crate) fn set_segment(&mut self, segment: &Segment, touched: PageRange) {
         self.vma().epoch.add(1);
         self.vma().store_segment(segment, touched);
         self.vma().epoch.add(1);
@@ -466,15 +470,16 @@ impl<'w, S: LockScheme> VmaWrite<'w, S> {
         S::vma_mark_attached(self.mm, self.vma());
     }
 
-    /// What the VMA is, if a page of it may be present. Only the write lock
-    /// settles that: faults change it under the read lock.
+    /// The part of the VMA in which pages may be present, if there is one. Only
+    /// the write lock settles that: faults change it under the read lock.
     pub(crate) fn touched(&self) -> Option<Segment> {
-        self.vma().touched.load(Ordering::Relaxed).then(|| self.vma().segment())
+        let part = self.vma().segment().part(self.vma().touched.get());
+        (!part.range.is_empty()).then_some(part)
     }
 
-    /// Notes that a page may be present.
-    pub(crate) fn set_touched(&self) {
-        self.vma().touched.store(true, Ordering::Relaxed);
+    /// Notes that pages in `pages` may be present.
+    pub(crate) fn set_touched(&self, pages: PageRange) {
+        self.vma().touched.extend(pages);
     }
 
     /// Gives the VMA the next incarnation.
@@ -543,7 +548,7 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
             // SAFETY: kept by an old VMA of the operation, or by its caller.
             unsafe { file.keep() };
         }
-        vma.store_segment(segment, false);
+        vma.store_segment(segment, PageRange::default());
         S::vma_init(vma);
         Some(new)
     }
@@ -558,9 +563,9 @@ impl<'w, S: LockScheme> VmaNew<'w, S> {
         self.vma().incarnation.load(Ordering::Relaxed)
     }
 
-    /// Notes that pages of the range may be present: they were another VMA's.
-    pub(crate) fn set_touched(&mut self) {
-        self.vma().touched.store(true, Ordering::Relaxed);
+    /// Notes that pages in `pages` may be present: they were another VMA's.
+    pub(crate) fn set_touched(&mut self, pages: PageRange) {
+        self.vma().touched.set(pages);
     }
 
     /// Puts the VMA into use, write-locked (`vma_mark_attached`).

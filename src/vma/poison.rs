@@ -47,7 +47,8 @@ impl<S: LockScheme> Vma<S> {
         self.anon_vma.store([0, u64::MAX][(draw >> 16) as usize % 2], Ordering::Relaxed);
         // Older than any mapping: a page that carries it is found out (O1).
         self.incarnation.store(0, Ordering::Relaxed);
-        self.touched.store((draw >> 24).is_multiple_of(2), Ordering::Relaxed);
+        let touched = PageRange::new(VirtAddr(start.min(end)), VirtAddr(start.max(end)));
+        self.touched.set(if (draw >> 24).is_multiple_of(2) { touched } else { PageRange::default() });
     }
 }
 
@@ -68,7 +69,7 @@ mod tests {
         let (mut ranges, mut mms, mut flags) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         S::slab().swap_mm(ptr::without_provenance_mut(0x2000));
         for draw in 0..2000u64 {
-            vma.store_segment(&Segment::unfaulted(range, VmaFlags::READ), true);
+            vma.store_segment(&Segment::unfaulted(range, VmaFlags::READ), range);
             vma.vm_mm.store(own, Ordering::Relaxed);
             vma.incarnation.store(9, Ordering::Relaxed);
             vma.owner_id.store(7, Ordering::Relaxed);

@@ -23,6 +23,7 @@ for_each_scheme!(
     a_first_store_is_noticed,
     incarnations_never_go_back,
     what_was_touched_is_remembered,
+    what_was_not_touched_stays_so,
     populate,
     listing_reads_like_proc,
     a_stack_grows,
@@ -365,6 +366,31 @@ fn what_was_touched_is_remembered<S: LockScheme>() {
         assert!(!touched(&mm, page(2)), "an object that another mapping had");
         assert_eq!(load(&mm, page(stored) + VALUE), Ok(0));
     }
+}
+
+/// ... and of what was far from them it knows that there are none.
+fn what_was_not_touched_stays_so<S: LockScheme>() {
+    const FAR: usize = 64;
+    let mm = soft::<S>(4 * FAR);
+    mm.mmap(page(FAR), FAR * PAGE_SIZE, RW, FIXED).unwrap();
+    store(&mm, page(FAR) + VALUE, 42).unwrap();
+    mm.mmap(page(2 * FAR), FAR * PAGE_SIZE, RW, FIXED).unwrap();
+    assert_eq!(mm.map_count(), 1, "one that was touched, and one that was not");
+    mm.munmap(page(2 * FAR - 1), PAGE_SIZE).unwrap();
+    assert!(touched(&mm, page(FAR)) && !touched(&mm, page(2 * FAR)), "apart again");
+    mm.mremap(
+        page(FAR),
+        (FAR - 1) * PAGE_SIZE,
+        (FAR - 1) * PAGE_SIZE,
+        RemapFlags::MAYMOVE | RemapFlags::FIXED,
+        page(0),
+    )
+    .unwrap();
+    assert_eq!(load(&mm, page(0) + VALUE), Ok(42));
+    mm.validate();
+    mm.munmap(page(32), PAGE_SIZE).unwrap();
+    assert!(touched(&mm, page(0)) && !touched(&mm, page(33)), "moved, then cut");
+    mm.validate();
 }
 
 fn populate<S: LockScheme>() {
