@@ -61,6 +61,7 @@ SOURCES = {
         "store_segment set_anon_vma set_touched set_segment renew detach alloc attach drop",
         "alloc attach detach",
     ),
+    "src/vma/touched.rs": ("*", ""),
     "src/tree/mod.rs": ("replace", "replace"),
     "src/fault.rs": (
         "vma_lock_fault handle_mm_fault make_present anon_vma_prepare",
@@ -82,7 +83,7 @@ CALLS = (
     "futex_wake wake_writer wake_vma_writer give_to_readers vma_mark_attached vma_mark_detached vma_end_read end_write_all "
     "synchronize start advance push reap put put_foreign set_touched drop poll defer defer_all store fetch_add fetch_sub "
     "fetch_or fetch_and fetch_max unlock_read unlock_write protect change_protection exit_mmap vma_init run_due "
-    "reclaim_due insert remove release_page free_node"
+    "reclaim_due insert remove release_page free_node extend"
 ).split()
 
 ORDERINGS = {

@@ -29,6 +29,13 @@ impl VirtAddr {
         VirtAddr(self.0 & !(PAGE_SIZE - 1))
     }
 
+    /// From the page that holds this address to the end of its aligned block of
+    /// `pages` pages, a power of two.
+    #[inline]
+    pub(crate) fn block_from(self, pages: usize) -> PageRange {
+        PageRange::new(self.page(), VirtAddr(self.0 | (pages * PAGE_SIZE - 1)).page() + PAGE_SIZE)
+    }
+
     /// Whether this is the first byte of a page.
     #[inline]
     pub const fn is_page_aligned(self) -> bool {

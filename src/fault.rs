@@ -80,12 +80,6 @@ impl<S: LockScheme, M: Mmu, P: Pager> ServeFault for Mm<S, M, P> {
     }
 }
 
-/// From `page` to the end of the block of `around` pages that holds it.
-#[inline(always)]
-fn block_from(page: VirtAddr, around: usize) -> PageRange {
-    PageRange::new(page, VirtAddr(page.get() | (around * PAGE_SIZE - 1)).page() + PAGE_SIZE)
-}
-
 /// What the page will hold is decided; it is not installed yet. The VMA stays
 /// locked in between, or another mapping could get it (B21).
 #[inline(always)]
@@ -180,7 +174,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         // Before the page appears: who removes it looks here first. With those
         // after it that may come along.
         let around = self.core().fault_around();
-        vma.set_touched(block_from(page, around));
+        vma.set_touched(page, around);
         hit(Event::Install, page.get() as u64, 0);
         let done = match (access.present, vma.file_page(page)) {
             // Write-protected from before the mapping became writable; or
@@ -236,7 +230,7 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
             return Ok(());
         }
         if around > 1 {
-            let run = block_from(page, around).intersect(vma.range());
+            let run = page.block_from(around).intersect(vma.range());
             return self.fault_around(vma, run, writable, for_write);
         }
         let installed = if self.pager().is_zero() {

@@ -40,7 +40,7 @@ use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::trace::{Event, hit, id_of};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use touched::TouchedSpan;
+use touched::{CHUNK_PAGES, TouchedSpan};
 
 /// One mapping (`vm_area_struct`).
 ///
@@ -342,10 +342,14 @@ impl<'m, S: LockScheme> VmaRead<'m, S> {
         let _ = self.vma().anon_vma.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Notes that pages in `pages` may be present from now on.
+    /// Notes that `page` may be present from now on, and those after it in its
+    /// block of `around` pages, a power of two.
     #[inline]
-    pub(crate) fn set_touched(&self, pages: PageRange) {
-        self.vma().touched.extend(pages);
+    pub(crate) fn set_touched(&self, page: VirtAddr, around: usize) {
+        // (A block that is no larger than a chunk lies in one.)
+        if around > CHUNK_PAGES || !self.vma().touched.has_chunk_of(page) {
+            self.vma().touched.extend(page.block_from(around));
+        }
     }
 }
 

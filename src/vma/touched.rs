@@ -1,11 +1,13 @@
 //! [`TouchedSpan`]: where in a VMA pages may be present.
 
-use crate::addr::{PageRange, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PageRange, VirtAddr};
 use crate::sync::{AtomicU64, Ordering, const_fn};
 
 /// A span is kept in chunks of 64 KiB: what the first fault in it, and none of
 /// the next, has to write.
-const CHUNK_SHIFT: u32 = 16;
+const CHUNK_SHIFT: usize = 16;
+/// Pages of a chunk.
+pub(super) const CHUNK_PAGES: usize = 1 << (CHUNK_SHIFT - PAGE_SHIFT);
 
 /// One stretch outside which no page of a VMA is present: what is unmapped or
 /// protected there costs no host call. Two mappings, of which one was never
@@ -61,9 +63,17 @@ impl TouchedSpan {
         self.chunks.store(chunks_of(pages), Ordering::Relaxed);
     }
 
+    /// Whether it covers the chunk that holds `page`.
+    #[inline]
+    pub(super) fn has_chunk_of(&self, page: VirtAddr) -> bool {
+        let (first, end) = ends(self.chunks.load(Ordering::Relaxed));
+        let chunk = page.get() >> CHUNK_SHIFT;
+        (first as usize) <= chunk && chunk < end as usize
+    }
+
     /// Pages in `pages`, which is not empty, may be present from now on. Writes
     /// once a chunk at most.
-    #[inline]
+    #[inline(never)]
     pub(super) fn extend(&self, pages: PageRange) {
         debug_assert!(!pages.is_empty());
         let (first, end) = ends(chunks_of(pages));

@@ -18,7 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Faults that pass first: tables are full and locks of the first store taken by then.
-const WARM_UP: usize = 2000;
+const WARM_UP: usize = 2003;
 /// A fault that takes more has met something else.
 const STEPS_MAX: usize = 50_000;
 const LINE: u64 = 64;

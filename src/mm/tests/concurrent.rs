@@ -43,7 +43,7 @@ fn a_page_that_comes_during_the_drain_is_not_missed() {
                 Ok(vma) => unsafe { TypeSafe::vma_end_read(vma) },
             }
         }
-        fault.set_touched(crate::addr::PageRange::sized(addr, PAGE_SIZE));
+        fault.set_touched(addr, 1);
         mm.mmu().install(addr, Content::Zero, true, true).unwrap();
         drop(fault);
         mutator.join().unwrap();
