@@ -4,7 +4,7 @@
 //! The lock is not touched: its state is what says "free", in every scheme.
 
 use super::{Vma, VmaFlags};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::races::adversary;
 use crate::sync::Ordering;
@@ -55,7 +55,6 @@ impl<S: LockScheme> Vma<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{PageRange, VirtAddr};
     use crate::lock::{MmapOnly, Rcu, RefCount, TypeSafe};
     use crate::vma::Segment;
     use std::collections::BTreeSet;
