@@ -391,6 +391,9 @@ fn what_was_not_touched_stays_so<S: LockScheme>() {
     mm.munmap(page(32), PAGE_SIZE).unwrap();
     assert!(touched(&mm, page(0)) && !touched(&mm, page(33)), "moved, then cut");
     mm.validate();
+    mm.mmap(page(0), 32 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
+    assert!(!touched(&mm, page(0)), "replaced");
+    mm.validate();
 }
 
 fn populate<S: LockScheme>() {
