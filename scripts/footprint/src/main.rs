@@ -11,7 +11,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use object::{Object, ObjectSymbol};
+use object::{Object, ObjectSection, ObjectSymbol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::os::unix::process::CommandExt;
@@ -28,8 +28,11 @@ const INT3: c_long = 0xcc;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The functions of the program, by address.
-struct Symbols(BTreeMap<u64, String>);
+/// The functions and statics of the program, by address, and in the end its sections.
+struct Symbols {
+    named: BTreeMap<u64, (u64, String)>,
+    sections: Vec<(u64, u64, String)>,
+}
 
 impl Symbols {
     fn of(program: &str) -> Result<Symbols> {
@@ -37,17 +40,26 @@ impl Symbols {
         let file = object::File::parse(&*bytes)?;
         let named = file.symbols().filter(|symbol| symbol.size() > 0).filter_map(|symbol| {
             let name = format!("{:#}", rustc_demangle::demangle(symbol.name().ok()?));
-            Some((symbol.address(), name))
+            Some((symbol.address(), (symbol.size(), name)))
         });
-        Ok(Symbols(named.collect()))
+        let section =
+            |section: object::Section| Some((section.address(), section.size(), section.name().ok()?.to_string()));
+        Ok(Symbols { named: named.collect(), sections: file.sections().filter_map(section).collect() })
     }
 
     fn address_of(&self, name: &str) -> Option<u64> {
-        self.0.iter().find(|(_, known)| *known == name).map(|(&address, _)| address)
+        self.named.iter().find(|(_, (_, known))| known == name).map(|(&address, _)| address)
     }
 
+    /// What lies there: a symbol, or else the section (`.got` has the addresses of other crates' statics).
     fn name_of(&self, address: u64) -> &str {
-        self.0.range(..=address).next_back().map_or("?", |(_, name)| name)
+        if let Some((&start, (size, name))) = self.named.range(..=address).next_back()
+            && address - start < *size
+        {
+            return name;
+        }
+        let holds = |&&(start, size, _): &&(u64, u64, String)| start <= address && address - start < size;
+        self.sections.iter().find(holds).map_or("?", |(_, _, name)| name)
     }
 }
 
@@ -81,8 +93,8 @@ struct Footprint {
     functions: BTreeMap<String, Share>,
     order: Vec<String>,
     code: BTreeSet<u64>,
-    /// Each data line, and whether it was written.
-    data: BTreeMap<u64, bool>,
+    /// Each data line: whether it was written, and the first address in it that was used.
+    data: BTreeMap<u64, (bool, u64)>,
     locked: usize,
     system_calls: usize,
 }
@@ -197,7 +209,7 @@ fn step_to_return(thread: Pid, base: u64, symbols: &Symbols) -> Result<Footprint
                 let address = used.virtual_address(0, |register, _, _| value_of(register, &registers));
                 if let Some(address) = address.filter(|_| used.access() != OpAccess::NoMemAccess) {
                     let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                    *footprint.data.entry(address / LINE).or_default() |= written;
+                    footprint.data.entry(address / LINE).or_insert((false, address)).0 |= written;
                 }
             }
         }
@@ -266,8 +278,7 @@ fn report(footprint: &Footprint, memory: &[Mapping], base: u64, first: &user_reg
         after_program = memory[part].path.is_empty() && part > 0 && memory[part - 1].path == program;
         Some((memory[part].path.clone(), after_program))
     };
-    for (&line, &written) in &footprint.data {
-        let address = line * LINE;
+    for &(written, address) in footprint.data.values() {
         let kind = match inside(address) {
             _ if address < first.rsp && first.rsp - address < 64 << 10 => "stack",
             _ if address >= first.rsp && address - first.rsp < 8 << 10 => "signal frame",
@@ -287,7 +298,7 @@ fn report(footprint: &Footprint, memory: &[Mapping], base: u64, first: &user_reg
     for (kind, (lines, written)) in &kinds {
         println!("{lines:>12} {written:>10}  {kind}");
     }
-    let written = footprint.data.values().filter(|&&written| written).count();
+    let written = footprint.data.values().filter(|(written, _)| *written).count();
     println!("{:>12} {written:>10}  all of it", footprint.data.len());
     if std::env::var_os("STATICS").is_some_and(|wanted| wanted == "1") {
         for (address, written) in statics {
