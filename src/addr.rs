@@ -11,6 +11,9 @@ pub const PAGE_SHIFT: usize = 12;
 /// Bytes in a page; the only page size vmalab serves.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 
+/// User space ends here: 47 bits (`TASK_SIZE_MAX`, but for its last page).
+pub(crate) const ADDRESSES_END: usize = 1 << 47;
+
 /// An address inside (or beside) an address space. Any byte, not only page starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]

@@ -160,6 +160,8 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
         let permitted = if access.write { flags.contains(VmaFlags::WRITE) } else { flags.intersects(VmaFlags::ACCESS) };
         if !permitted {
             cold_path();
+            // The `Mmu` may leave a mark there (`Mmu::marks_refusals`).
+            vma.set_touched(addr.page(), 1);
             return Step::Finished(Outcome::Signal(Signal::AccErr));
         }
         let page = addr.page();

@@ -256,6 +256,12 @@ pub trait Mmu: Send + Sync + 'static {
     where
         Self: Sized;
 
+    /// Whether [`presence`](Mmu::presence) may tell of places without a page: of
+    /// the mark of an access that was refused, say.
+    fn marks_refusals(&self) -> bool {
+        false
+    }
+
     /// Calls `run` with each stretch of populated pages in `range`, ascending:
     /// present or hidden, not guarded.
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange));

@@ -151,7 +151,7 @@ pub struct ReadGuard {
 pub(crate) fn set_up() {
     let light = membarrier::set_up();
     // Every section reads that line: no store without need.
-    if !READERS.is_light() || !FAULTS.is_light() {
+    if light && !(READERS.is_light() && FAULTS.is_light()) {
         READERS.entry.light.store(light, Ordering::Relaxed);
         FAULTS.entry.light.store(light, Ordering::Relaxed);
     }

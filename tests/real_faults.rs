@@ -191,9 +191,7 @@ fn forbidden_stores_never_pass<S: LockScheme>(delivery: Delivery) {
     space.mm().validate();
 }
 
-/// 10 000 threads over the life of the process, each faulting, half of them
-/// announced: no slot, object or page is lost.
-/// ... not even where it was one VMA with a neighbour that has pages.
+/// Not even where it was one VMA with a neighbour that has pages.
 fn what_was_never_touched_costs_no_host_call<S: LockScheme>(delivery: Delivery) {
     const PART: usize = 64 * PAGE_SIZE;
     let space = space::<S>(delivery);
@@ -218,6 +216,8 @@ fn what_was_never_touched_costs_no_host_call<S: LockScheme>(delivery: Delivery) 
     space.validate();
 }
 
+/// 10 000 threads over the life of the process, each faulting, half of them
+/// announced: no slot, object or page is lost.
 fn many_short_threads<S: LockScheme>(delivery: Delivery) {
     let space = space::<S>(delivery);
     let mm = space.mm();
@@ -241,4 +241,41 @@ fn many_short_threads<S: LockScheme>(delivery: Delivery) {
     }
     mm.validate();
     assert!(vmalab::thread::announced() < 100);
+}
+
+/// A system call that stores a byte at `addr`.
+fn fill(addr: usize) -> Result<usize, vmalab::Errno> {
+    let zero = std::fs::File::open("/dev/zero").unwrap();
+    // SAFETY: the kernel writes into a region of this test, or fails.
+    vmalab::Errno::result(unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&zero), addr as *mut _, 1) })
+        .map(|n| n as usize)
+}
+
+/// What refused a system call's access goes with the mapping that it was in.
+fn a_refused_system_call_leaves_no_trace<S: LockScheme>() {
+    const PART: usize = 64 * PAGE_SIZE;
+    let delivery = Delivery::Queue { handlers: 1, polling: false };
+    let builder = AddressSpace::<S>::builder().region(1024 * PAGE_SIZE).delivery(delivery).kernel_faults(true);
+    let Ok(space) = builder.build() else {
+        return eprintln!("skipped: no right to serve faults inside system calls");
+    };
+    let at = space.range().start().get();
+    space.mmap(at, PART, RW, FIXED).unwrap();
+    store(at, 1).unwrap();
+    space.mprotect(at, PART, Prot::NONE).unwrap();
+    let far = at + PART - PAGE_SIZE;
+    assert_eq!(fill(far), Err(vmalab::Errno::EFAULT));
+    space.validate();
+    space.munmap(at, PART).unwrap();
+    space.mmap(at, PART, RW, FIXED).unwrap();
+    assert_eq!((fill(far), fill(at)), (Ok(1), Ok(1)));
+    space.validate();
+}
+
+#[test]
+fn refused_system_calls() {
+    a_refused_system_call_leaves_no_trace::<TypeSafe>();
+    a_refused_system_call_leaves_no_trace::<MmapOnly>();
+    a_refused_system_call_leaves_no_trace::<Rcu>();
+    a_refused_system_call_leaves_no_trace::<RefCount>();
 }

@@ -267,17 +267,17 @@ impl Mmu for UffdMmu {
                 // SAFETY: one page of bytes, borrowed for the call.
                 Content::Page(bytes) => unsafe { uffd.copy(page, bytes.0.as_ptr(), PAGE_SIZE, !writable) },
             };
-            if result.is_ok() {
+            // Apart, as it is the way of nearly all.
+            let Err(error) = result else {
                 return Ok(Installed::New);
-            }
-            match result {
-                Ok(()) => return Ok(Installed::New),
-                Err(UffdError::Exists) => return Ok(Installed::Exists),
-                Err(UffdError::Again { .. } | UffdError::NoMemory) if retry.again() => {}
-                Err(UffdError::Again { .. }) => return Err(MmuError::Again),
-                Err(UffdError::NoMemory) => return Err(MmuError::NoMemory),
-                Err(UffdError::Gone | UffdError::NoEntry) => return Err(MmuError::Gone),
-                Err(error) => unexpected("COPY or ZEROPAGE", page, error),
+            };
+            match error {
+                UffdError::Exists => return Ok(Installed::Exists),
+                UffdError::Again { .. } | UffdError::NoMemory if retry.again() => {}
+                UffdError::Again { .. } => return Err(MmuError::Again),
+                UffdError::NoMemory => return Err(MmuError::NoMemory),
+                UffdError::Gone | UffdError::NoEntry => return Err(MmuError::Gone),
+                error => unexpected("COPY or ZEROPAGE", page, error),
             }
         }
     }
@@ -424,6 +424,10 @@ impl Mmu for UffdMmu {
     fn presence(&self, range: PageRange, run: &mut dyn FnMut(PageRange)) {
         self.check(range);
         self.populated(range, run);
+    }
+
+    fn marks_refusals(&self) -> bool {
+        self.region.is_poisoned()
     }
 
     fn was_written(&self, range: PageRange) -> bool {

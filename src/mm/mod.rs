@@ -60,7 +60,7 @@ pub use madvise::Advice;
 pub use maps::MapsEntry;
 pub use mremap::RemapFlags;
 
-use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use crate::addr::{ADDRESSES_END, PAGE_SIZE, PageRange, VirtAddr};
 use crate::fault::{Access, Outcome, ServeFault, Signal};
 use crate::lock::LockScheme;
 use crate::mmu::{AccessOp, Mmu, Trap};
@@ -187,9 +187,10 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
     /// An empty address space over `mmu`.
     ///
     /// # Panics
-    /// If the `Mmu`'s range is empty.
+    /// If the `Mmu`'s range is empty, or reaches beyond what 47 bits can name
+    /// (user space on x86-64).
     pub fn new(mmu: M, pager: P) -> Self {
-        assert!(!mmu.range().is_empty());
+        assert!(!mmu.range().is_empty() && mmu.range().end().get() <= ADDRESSES_END, "a range in user space");
         // Now rather than at the first grace period: a program that only faults
         // may never have one.
         crate::rcu::set_up();
@@ -326,6 +327,9 @@ impl<S: LockScheme, M: Mmu, P: Pager> Mm<S, M, P> {
 
     /// No page is where no VMA knows of one: who removes pages would not find it.
     fn validate_touched(&self) {
+        if self.mmu().marks_refusals() {
+            return;
+        }
         let read = self.core().mmap_read();
         let mut known: Vec<PageRange> = Vec::new();
         for part in read.snapshot().iter().map(|entry| read.vma(entry).touched()).filter(|part| !part.is_empty()) {

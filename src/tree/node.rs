@@ -342,7 +342,7 @@ impl<'t> NodeRef<'t> {
     #[inline(always)]
     pub(super) fn prefetch_entries(self) {
         #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
-        for line in 4..8 {
+        for line in 3..8 {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: a hint, and inside the node.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(self.ptr.as_ptr().cast::<i8>().add(64 * line)) };

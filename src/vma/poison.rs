@@ -4,7 +4,7 @@
 //! The lock is not touched: its state is what says "free", in every scheme.
 
 use super::{Vma, VmaFlags};
-use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use crate::addr::{ADDRESSES_END, PAGE_SIZE, PageRange, VirtAddr};
 use crate::lock::LockScheme;
 use crate::races::adversary;
 use crate::sync::Ordering;
@@ -47,7 +47,8 @@ impl<S: LockScheme> Vma<S> {
         self.anon_vma.store([0, u64::MAX][(draw >> 16) as usize % 2], Ordering::Relaxed);
         // Older than any mapping: a page that carries it is found out (O1).
         self.incarnation.store(0, Ordering::Relaxed);
-        let touched = PageRange::new(VirtAddr(start.min(end)), VirtAddr(start.max(end)));
+        let at = |address: usize| VirtAddr(address.min(ADDRESSES_END));
+        let touched = PageRange::new(at(start.min(end)), at(start.max(end)));
         self.touched.set(if (draw >> 24).is_multiple_of(2) { touched } else { PageRange::default() });
     }
 }
