@@ -14,15 +14,14 @@
 use crate::race::Race;
 use crate::stage::Stage;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vmalab::races::{Oracle, Point, set_hook, violation};
 
 /// How long an actor may run without reaching anything.
 pub const PATIENCE: Duration = Duration::from_millis(400);
-/// An actor that seems to sleep may have been woken already: it is believed
-/// after this long.
-const SETTLE: Duration = Duration::from_micros(500);
+/// Between two looks at an actor that is about to sleep, or was woken and does not run yet.
+const TICK: Duration = Duration::from_micros(50);
 
 const ACTORS_MAX: usize = 8;
 const NOBODY: u32 = u32::MAX;
@@ -40,10 +39,31 @@ struct Seat {
     stop_at: AtomicU32,
     /// 1 + the point last held at, or 0 before the start.
     at: AtomicU32,
+    /// The host's number of its thread.
+    thread: AtomicI32,
 }
 
-static SEATS: [Seat; ACTORS_MAX] =
-    [const { Seat { state: AtomicU32::new(HELD), stop_at: AtomicU32::new(0), at: AtomicU32::new(0) } }; ACTORS_MAX];
+impl Seat {
+    const fn new() -> Seat {
+        Seat {
+            state: AtomicU32::new(HELD),
+            stop_at: AtomicU32::new(0),
+            at: AtomicU32::new(0),
+            thread: AtomicI32::new(0),
+        }
+    }
+
+    /// Whether its thread sleeps in the host, and has not been woken: who was is
+    /// runnable from that moment, long before it runs.
+    fn is_asleep(&self) -> bool {
+        let path = format!("/proc/self/task/{}/stat", self.thread.load(Ordering::SeqCst));
+        let stat = std::fs::read_to_string(path).expect("a thread of this process");
+        // The state follows the name, which is in parentheses and may hold any.
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+    }
+}
+
+static SEATS: [Seat; ACTORS_MAX] = [const { Seat::new() }; ACTORS_MAX];
 /// Who has the turn.
 static TURN: AtomicU32 = AtomicU32::new(NOBODY);
 /// The script is over.
@@ -117,13 +137,11 @@ fn wait_for(seat: &Seat) -> Option<String> {
                 return Some(point.map_or("at its start".to_string(), |p| format!("is held at {}", p.name())));
             }
             DONE => return Some("is done".to_string()),
-            SLEEPING => {
-                std::thread::sleep(SETTLE);
-                if CHANGES.load(Ordering::SeqCst) == changes {
-                    return Some("has to wait".to_string());
-                }
+            SLEEPING if seat.is_asleep() && CHANGES.load(Ordering::SeqCst) == changes => {
+                return Some("has to wait".to_string());
             }
             _ if began.elapsed() > PATIENCE => return None,
+            SLEEPING => std::thread::sleep(TICK),
             _ => futex(&CHANGES, libc::FUTEX_WAIT, changes, Some(Duration::from_millis(50))),
         }
     }
@@ -145,6 +163,8 @@ pub fn play(race: &'static Race, stage: &Stage, log: &mut dyn FnMut(String)) {
         for (i, actor) in race.actors.iter().enumerate() {
             scope.spawn(move || {
                 vmalab::thread::announce();
+                // SAFETY: takes no arguments.
+                SEATS[i].thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
                 hold(&SEATS[i], None);
                 ROLE.set(i as u32);
                 (actor.act)(stage);
@@ -157,14 +177,20 @@ pub fn play(race: &'static Race, stage: &Stage, log: &mut dyn FnMut(String)) {
         }
         for step in race.script {
             let (name, seat) = (race.actors[step.actor].name, &SEATS[step.actor]);
-            if seat.state.load(Ordering::SeqCst) == HELD {
-                seat.stop_at.store(step.until.map_or(0, |point| point as u32 + 1), Ordering::SeqCst);
-                TURN.store(step.actor as u32, Ordering::SeqCst);
+            // It may be asleep: if it was woken, by a step before, it runs on when it wakes.
+            seat.stop_at.store(step.until.map_or(0, |point| point as u32 + 1), Ordering::SeqCst);
+            TURN.store(step.actor as u32, Ordering::SeqCst);
+            let place = loop {
                 let_go(seat);
-            }
-            let Some(place) = wait_for(seat) else {
-                log(format!("{} -> it neither gets there nor waits", race.tell(step)));
-                violation(Oracle::O5, &format!("{name} runs without end"));
+                let Some(place) = wait_for(seat) else {
+                    log(format!("{} -> it neither gets there nor waits", race.tell(step)));
+                    violation(Oracle::O5, &format!("{name} runs without end"));
+                };
+                // It woke before it could see that it has the turn.
+                let held = seat.state.load(Ordering::SeqCst) == HELD;
+                if !held || seat.at.load(Ordering::SeqCst) != Point::Woken as u32 + 1 {
+                    break place;
+                }
             };
             log(format!("{} -> {place}", race.tell(step)));
             TURN.store(NOBODY, Ordering::SeqCst);
