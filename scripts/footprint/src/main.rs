@@ -102,11 +102,23 @@ struct Footprint {
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("footprint: {error}");
+        Err(error) if is_forbidden(&*error) => {
+            eprintln!(
+                "footprint: a process may not trace its child here ({error}): allow ptrace (seccomp profile, yama)"
+            );
             ExitCode::from(3)
         }
+        Err(error) => {
+            eprintln!("footprint: {error}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn is_forbidden(error: &(dyn Error + 'static)) -> bool {
+    let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let errno = error.downcast_ref::<Errno>().copied();
+    errno.or(io.map(Errno::from_raw)) == Some(Errno::EPERM)
 }
 
 fn run() -> Result<()> {
@@ -119,7 +131,7 @@ fn run() -> Result<()> {
     command.arg("stress").args(arguments).stdout(Stdio::null());
     // SAFETY: one system call, which is async-signal-safe.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
-    let child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
+    let child = command.spawn()?;
     let process = Pid::from_raw(child.id() as i32);
     waitpid(process, None)?;
     ptrace::setoptions(process, Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL)?;
