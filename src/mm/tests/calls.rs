@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::mm::{Limits, RemapFlags, STACK_GUARD_PAGES};
+use crate::mmu::{Content, Mmu};
 use nix::errno::Errno;
 
 for_each_scheme!(
@@ -24,6 +25,8 @@ for_each_scheme!(
     incarnations_never_go_back,
     what_was_touched_is_remembered,
     what_was_not_touched_stays_so,
+    what_comes_along_is_remembered,
+    a_page_that_no_vma_knows_of_is_noticed,
     populate,
     listing_reads_like_proc,
     a_stack_grows,
@@ -394,6 +397,29 @@ fn what_was_not_touched_stays_so<S: LockScheme>() {
     mm.mmap(page(0), 32 * PAGE_SIZE, Prot::READ, FIXED).unwrap();
     assert!(!touched(&mm, page(0)), "replaced");
     mm.validate();
+}
+
+/// Fault-around reaches beyond what an earlier fault has told of.
+fn what_comes_along_is_remembered<S: LockScheme>() {
+    let mm = soft::<S>(128);
+    mm.mmap(page(0), 128 * PAGE_SIZE, RW, FIXED).unwrap();
+    store(&mm, page(0) + VALUE, 1).unwrap();
+    mm.set_fault_around(64);
+    store(&mm, page(1) + VALUE, 1).unwrap();
+    let beyond = mm.populated(mm.range()).last().unwrap().end().get();
+    assert!(beyond > page(32), "two chunks of what is noted: {beyond:#x}");
+    mm.validate();
+}
+
+/// A page that came without the fault path is found at rest.
+fn a_page_that_no_vma_knows_of_is_noticed<S: LockScheme>() {
+    let mm = soft::<S>(16);
+    mm.mmap(page(2), PAGE_SIZE, RW, FIXED).unwrap();
+    mm.validate();
+    mm.mmu().install(VirtAddr(page(2)), Content::Zero, true, true).unwrap();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mm.validate())).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains("that no VMA knows of"), "{text}");
 }
 
 fn populate<S: LockScheme>() {
